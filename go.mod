@@ -1,0 +1,3 @@
+module github.com/iot49/ide49-backup
+
+go 1.26.0
