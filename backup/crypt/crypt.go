@@ -114,9 +114,17 @@ func (key *Key) Seal(dst, plaintext []byte) []byte {
 	return append(dst, mac[:]...)
 }
 
+// OpenInPlace returns the plaintext of a sealed message in the memory of
+// sealed, or ErrAuth, which leaves sealed as it was.
+func (key *Key) OpenInPlace(sealed []byte) ([]byte, error) {
+	if len(sealed) < Overhead {
+		return nil, ErrAuth
+	}
+	return key.Open(sealed[ivSize:ivSize], sealed)
+}
+
 // Open appends the plaintext of a sealed message to dst, or returns ErrAuth.
-// dst[len(dst):] may start at sealed[16], so that a message can be opened in
-// place; otherwise the two may not overlap.
+// The two may not overlap, but as OpenInPlace lets them.
 func (key *Key) Open(dst, sealed []byte) ([]byte, error) {
 	if len(sealed) < Overhead {
 		return dst, ErrAuth

@@ -24,7 +24,7 @@ func TestSealOpen(t *testing.T) {
 			t.Fatalf("Open of %d bytes: %v", n, err)
 		}
 		inPlace := bytes.Clone(sealed[6:])
-		got, err = key.Open(inPlace[ivSize:ivSize], inPlace)
+		got, err = key.OpenInPlace(inPlace)
 		if err != nil || !bytes.Equal(got, plain) {
 			t.Fatalf("Open in place of %d bytes: %v", n, err)
 		}
