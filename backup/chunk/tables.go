@@ -16,8 +16,8 @@ const (
 	// once. A longer stride spends less on filling the windows at its start, a
 	// shorter one less on positions beyond the cut. It is no power of two, so
 	// that the lanes do not compete for the same sets of the cache.
-	lanes     = 6
-	stride    = 2720
+	lanes     = 5
+	stride    = 3264
 	blockSize = lanes * stride
 
 	// How far a fingerprint of the usual degree is from the top of its word,
@@ -132,39 +132,54 @@ func (t *Tables) searchBlock(p *[windowSize + blockSize]byte) int {
 // and with fewer steps no lane at all has hit, or 0.
 func (t *Tables) searchLanes(p *[windowSize + blockSize]byte) int {
 	_, _ = t.mod[0], p[0] // check both for nil here and not in the loops
-	var f0, f1, f2, f3, f4, f5 uint64
+	var f0, f1, f2, f3, f4 uint64
 	for i := range windowSize {
 		f0 = t.enter(f0, p[i])
 		f1 = t.enter(f1, p[i+stride])
 		f2 = t.enter(f2, p[i+2*stride])
 		f3 = t.enter(f3, p[i+3*stride])
 		f4 = t.enter(f4, p[i+4*stride])
-		f5 = t.enter(f5, p[i+5*stride])
 	}
-	for i := range stride {
+	for i := 0; i < stride; i += 2 { // two steps at a time spare moves between registers
 		f0 = t.roll(f0, p[i], p[i+windowSize])
 		if f0&cutMask == 0 {
 			return i + 1
 		}
 		f1 = t.roll(f1, p[i+stride], p[i+stride+windowSize])
 		if f1&cutMask == 0 {
-			return i + 1 + stride
+			return i + stride + 1
 		}
 		f2 = t.roll(f2, p[i+2*stride], p[i+2*stride+windowSize])
 		if f2&cutMask == 0 {
-			return i + 1 + 2*stride
+			return i + 2*stride + 1
 		}
 		f3 = t.roll(f3, p[i+3*stride], p[i+3*stride+windowSize])
 		if f3&cutMask == 0 {
-			return i + 1 + 3*stride
+			return i + 3*stride + 1
 		}
 		f4 = t.roll(f4, p[i+4*stride], p[i+4*stride+windowSize])
 		if f4&cutMask == 0 {
-			return i + 1 + 4*stride
+			return i + 4*stride + 1
 		}
-		f5 = t.roll(f5, p[i+5*stride], p[i+5*stride+windowSize])
-		if f5&cutMask == 0 {
-			return i + 1 + 5*stride
+		f0 = t.roll(f0, p[i+1], p[i+1+windowSize])
+		if f0&cutMask == 0 {
+			return i + 2
+		}
+		f1 = t.roll(f1, p[i+stride+1], p[i+stride+1+windowSize])
+		if f1&cutMask == 0 {
+			return i + stride + 2
+		}
+		f2 = t.roll(f2, p[i+2*stride+1], p[i+2*stride+1+windowSize])
+		if f2&cutMask == 0 {
+			return i + 2*stride + 2
+		}
+		f3 = t.roll(f3, p[i+3*stride+1], p[i+3*stride+1+windowSize])
+		if f3&cutMask == 0 {
+			return i + 3*stride + 2
+		}
+		f4 = t.roll(f4, p[i+4*stride+1], p[i+4*stride+1+windowSize])
+		if f4&cutMask == 0 {
+			return i + 4*stride + 2
 		}
 	}
 	return 0
