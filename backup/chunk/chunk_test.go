@@ -59,7 +59,7 @@ func libraryEnds(tb testing.TB, data []byte, pol chunk.Pol) []int {
 	tb.Helper()
 	c := chunker.New(bytes.NewReader(data), chunker.Pol(pol))
 	var ends []int
-	buf := make([]byte, chunk.MaxSize)
+	buf := make([]byte, min(len(data), chunk.MaxSize))
 	for {
 		got, err := c.Next(buf)
 		if err == io.EOF {
@@ -90,7 +90,7 @@ func cutEnds(tb testing.TB, data []byte, t *chunk.Tables) []int {
 // readEnds returns the same by a Reader, and compares the chunks with data.
 func readEnds(tb testing.TB, data []byte, r *chunk.Reader) []int {
 	tb.Helper()
-	buf := make([]byte, chunk.MaxSize)
+	buf := make([]byte, min(len(data)+1, chunk.MaxSize))
 	var ends []int
 	end := 0
 	for {
