@@ -17,6 +17,7 @@ import (
 	"os/user"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -70,8 +71,8 @@ type Job struct {
 	// Skip names folders that are never entered, however they are reached:
 	// the repository's own.
 	Skip []string
-	// Workers is how many files are worked on at once; 0 means twice the
-	// number of processors.
+	// Workers is how many files or chunks are worked on at once, beside the
+	// goroutine that walks; 0 means one for each processor.
 	Workers int
 }
 
@@ -136,7 +137,7 @@ func Run(ctx context.Context, r *repo.Repo, sources []Source, job Job, obs Obser
 		return nil, fmt.Errorf("back up: %w", err)
 	}
 	if job.Workers == 0 {
-		job.Workers = 2 * runtime.GOMAXPROCS(0)
+		job.Workers = runtime.GOMAXPROCS(0)
 	}
 	skip, err := identities(job.Skip)
 	if err != nil {
@@ -148,6 +149,8 @@ func Run(ctx context.Context, r *repo.Repo, sources []Source, job Job, obs Obser
 		large: newBuffers(job.Workers+1, chunk.MaxSize),
 		small: newBuffers(job.Workers+1, chunk.MinSize+1),
 		names: newNames(),
+
+		listing: sync.Pool{New: func() any { return new([listSize]byte) }},
 	}
 	results := make([]*Result, len(sources))
 	err = r.Update(ctx, func(ctx context.Context, w *repo.Writer) error {
@@ -195,6 +198,8 @@ type archive struct {
 	large  *buffers // for chunks
 	small  *buffers // for files below chunk.MinSize
 	names  *names
+	// listing holds buffers of *[listSize]byte.
+	listing sync.Pool
 
 	failure atomic.Pointer[error] // the first error that ends the run
 }

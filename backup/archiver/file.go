@@ -105,7 +105,6 @@ func (f *file) read() {
 		}
 		break
 	}
-	f.d.attributes(f.n, f.name, f.rel)
 	f.n.Name = f.name
 	c := New
 	if f.before != nil && f.before.Type == backup.File {
@@ -144,6 +143,9 @@ func (f *file) once() error {
 		return errors.New("it became something else while the folder was read")
 	}
 	v.a.names.fill(f.n, &st)
+	if f.n.Xattrs, err = v.a.fileXattrs(fd); err != nil {
+		return fmt.Errorf("read extended attributes: %w", err)
+	}
 	id := identity{uint64(st.Dev), uint64(st.Ino)}
 	if st.Nlink > 1 {
 		if twin, ok := v.linked.Load(id); ok {
@@ -187,8 +189,8 @@ func (f *file) contents(fd int, size int64) (int64, error) {
 	for int64(len(buf)) <= size {
 		n, err := in.Read(buf[len(buf) : size+1])
 		buf = buf[:len(buf)+n]
-		if errors.Is(err, io.EOF) {
-			break
+		if errors.Is(err, io.EOF) || err == nil && int64(len(buf)) == size {
+			break // less than was asked for: the end of a regular file
 		}
 		if err != nil {
 			return in.n, err

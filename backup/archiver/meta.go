@@ -145,24 +145,35 @@ func readlinkAt(dir int, name string) (string, error) {
 
 // xattrs returns the extended attributes of an entry of an open folder, in the
 // kernel's order. File systems without them give none.
-func xattrs(dir int, name string) ([]backup.Xattr, error) {
+func (a *archive) xattrs(dir int, name string) ([]backup.Xattr, error) {
 	// There is no llistxattrat before Linux 6.13; the link in /proc leads to
 	// the open folder itself, wherever that has been moved.
-	path := "/proc/self/fd/" + strconv.Itoa(dir)
-	if name != "" {
-		path += "/" + name
-	}
-	var room [512]byte
-	list, err := grow(room[:], func(buf []byte) (int, error) { return unix.Llistxattr(path, buf) })
-	if errors.Is(err, unix.ENOTSUP) || len(list) == 0 && err == nil {
+	path := "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name
+	return a.attributes(
+		func(buf []byte) (int, error) { return unix.Llistxattr(path, buf) },
+		func(key string, buf []byte) (int, error) { return unix.Lgetxattr(path, key, buf) })
+}
+
+// fileXattrs returns the extended attributes of an open file.
+func (a *archive) fileXattrs(fd int) ([]backup.Xattr, error) {
+	return a.attributes(
+		func(buf []byte) (int, error) { return unix.Flistxattr(fd, buf) },
+		func(key string, buf []byte) (int, error) { return unix.Fgetxattr(fd, key, buf) })
+}
+
+func (a *archive) attributes(list func([]byte) (int, error), get func(string, []byte) (int, error)) ([]backup.Xattr, error) {
+	buf := a.listing.Get().(*[listSize]byte)
+	defer a.listing.Put(buf)
+	keys, err := grow(buf[:], list)
+	if errors.Is(err, unix.ENOTSUP) || len(keys) == 0 && err == nil {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	var out []backup.Xattr
-	for key := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
-		value, err := grow(make([]byte, 256), func(buf []byte) (int, error) { return unix.Lgetxattr(path, key, buf) })
+	for key := range strings.SplitSeq(strings.TrimSuffix(string(keys), "\x00"), "\x00") {
+		value, err := grow(make([]byte, 256), func(buf []byte) (int, error) { return get(key, buf) })
 		if errors.Is(err, unix.ENODATA) {
 			continue // removed meanwhile
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -121,6 +120,7 @@ func (v *volume) folder() (backup.ID, error) {
 		return backup.ID{}, fmt.Errorf("read %s: %w", path, err)
 	}
 	v.dev = uint64(st.Dev)
+	top.dev, top.coarse = v.dev, coarse(fd)
 	if v.a.skip[identity{uint64(st.Dev), uint64(st.Ino)}] {
 		unix.Close(fd)
 		return backup.ID{}, fmt.Errorf("read %s: it is the repository itself; leave it out by volumes.exclude_volumes", path)
@@ -170,7 +170,7 @@ func (v *volume) chain(path string, tree backup.ID) (backup.ID, error) {
 		st, err := lstatAt(fd, node.Name)
 		if err == nil {
 			v.a.names.fill(&node, &st)
-			node.Xattrs, err = xattrs(fd, node.Name)
+			node.Xattrs, err = v.a.xattrs(fd, node.Name)
 		}
 		unix.Close(fd)
 		if err == nil && node.Type != backup.Dir {
@@ -223,7 +223,8 @@ func (v *volume) descend(root backup.ID, path string) (*backup.Tree, error) {
 type dir struct {
 	v      *volume
 	fd     int
-	rel    string       // path below the volume, "" for the volume itself
+	rel    string // path below the volume, "" for the volume itself
+	dev    uint64
 	parent *backup.Tree // the same folder in the parent snapshot, or nil
 	coarse bool         // see coarse
 	// done is told the tree, and whether there is one, when all is finished.
@@ -251,7 +252,6 @@ func (d *dir) read() {
 		}
 		d.v.problem(d.rel, fmt.Errorf("list the folder: %w", err))
 	}
-	d.coarse = coarse(d.fd)
 	keep := d.tag(names)
 	d.nodes = make([]backup.Node, len(names))
 	next := 0 // in the parent, which is sorted as names are
@@ -274,18 +274,28 @@ func (d *dir) read() {
 	}
 }
 
+// list returns the sorted names of the folder's entries. It reads d.fd itself,
+// which nobody else does.
 func (d *dir) list() ([]string, error) {
-	// A second descriptor, since os.File wants to own the one it reads.
-	fd, err := openAt(d.fd, ".", unix.O_DIRECTORY)
-	if err != nil {
-		return nil, err
+	buf := d.v.a.listing.Get().(*[listSize]byte)
+	defer d.v.a.listing.Put(buf)
+	var names []string
+	for {
+		var n int
+		err := retry(func() (err error) {
+			n, err = unix.ReadDirent(d.fd, buf[:])
+			return err
+		})
+		if n <= 0 || err != nil {
+			slices.Sort(names)
+			return names, err
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
 	}
-	f := os.NewFile(uintptr(fd), d.rel)
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	slices.Sort(names)
-	return names, bare(err)
 }
+
+// listSize is how much of a folder is listed by one call.
+const listSize = 32 << 10
 
 // join returns the path of an entry below the volume.
 func (d *dir) join(name string) string {
@@ -337,7 +347,7 @@ func (d *dir) entry(n *backup.Node, name string, before *backup.Node) {
 // the same.
 func (d *dir) attributes(n *backup.Node, name, rel string) {
 	var err error
-	if n.Xattrs, err = xattrs(d.fd, name); err != nil {
+	if n.Xattrs, err = d.v.a.xattrs(d.fd, name); err != nil {
 		d.v.problem(rel, fmt.Errorf("read extended attributes: %w", err))
 	}
 }
@@ -358,7 +368,7 @@ func (d *dir) folder(n *backup.Node, name, rel string, before *backup.Node, st *
 	if d.v.a.skip[identity{uint64(st.Dev), uint64(st.Ino)}] {
 		return
 	}
-	sub := &dir{v: d.v, rel: rel, fd: -1}
+	sub := &dir{v: d.v, rel: rel, fd: -1, dev: uint64(st.Dev), coarse: d.coarse}
 	other := d.v.src.OneFileSystem && uint64(st.Dev) != d.v.dev
 	if !other {
 		fd, err := openAt(d.fd, name, unix.O_DIRECTORY)
@@ -370,6 +380,9 @@ func (d *dir) folder(n *backup.Node, name, rel string, before *backup.Node, st *
 			other = true // recorded with its metadata, as an empty folder
 		} else {
 			sub.fd = fd
+			if sub.dev != d.dev {
+				sub.coarse = coarse(fd)
+			}
 		}
 	}
 	d.attributes(n, name, rel)
@@ -481,14 +494,6 @@ func (d *dir) tag(names []string) string {
 func vanished(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("it vanished while the folder was read: %w", err)
-	}
-	return err
-}
-
-// bare strips the path from a file error: it is reported beside it.
-func bare(err error) error {
-	if e, ok := errors.AsType[*fs.PathError](err); ok {
-		return e.Err
 	}
 	return err
 }

@@ -114,17 +114,16 @@ func TestDeriveRefusesHostileParameters(t *testing.T) {
 
 func TestScale(t *testing.T) {
 	const target = 500 * time.Millisecond
-	for took, want := range map[time.Duration]Params{
-		10 * time.Second:       MinParams,                      // a slow device: never below
-		300 * time.Millisecond: MinParams,                      // twice would be too long
-		200 * time.Millisecond: {N: 1 << 16, R: 8, P: 1},       //
-		100 * time.Millisecond: {N: maxOwnN, R: 8, P: 1},       //
-		50 * time.Millisecond:  {N: maxOwnN, R: 8, P: 2},       // memory is bounded
-		time.Millisecond:       {N: maxOwnN, R: 8, P: maxOwnP}, // so is the time on slower devices
-		time.Duration(0):       {N: maxOwnN, R: 8, P: 1},
+	for took, want := range map[time.Duration]int{
+		10 * time.Second:       1, // a slow device: never below
+		300 * time.Millisecond: 1, // twice would be too long
+		200 * time.Millisecond: 2,
+		100 * time.Millisecond: 5,
+		time.Millisecond:       maxOwnP, // bounded for slower devices
+		0:                      maxOwnP,
 	} {
-		if got := scale(MinParams, took, target); got != want {
-			t.Errorf("%v at the minimum: %+v, want %+v", took, got, want)
+		if got := scale(took, target); got.P != want || got.N != MinParams.N || got.R != MinParams.R {
+			t.Errorf("%v at the minimum: %+v, want P=%d", took, got, want)
 		}
 	}
 	if p := Calibrate(time.Nanosecond); p != MinParams {

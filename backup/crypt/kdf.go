@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/crypto/scrypt"
@@ -17,16 +18,17 @@ type Params struct {
 	P int // parallelism, run one after the other here
 }
 
-// Bounds of the parameters. MinParams is the least that Calibrate chooses;
-// its memory, 128·N·R bytes, is 32 MiB. Calibrate never exceeds maxOwnN, 128
-// MiB, so that a device with 512 MiB opens what a larger one made. Open
-// refuses what no sane program chooses, so that a hostile key file can't take
-// all memory or all time.
+// MinParams is the least that Calibrate chooses. Its memory is 128·N·R bytes,
+// 32 MiB.
 var MinParams = Params{N: 1 << 15, R: 8, P: 1}
 
+// Bounds of the parameters. Calibrate raises P alone, so that opening a
+// repository takes 32 MiB everywhere and a device with 512 MiB opens what a
+// larger one made, in at most maxOwnP times its own least time. Derive refuses
+// what no sane program chooses, so that a hostile key file can't take all
+// memory or all time.
 const (
-	maxOwnN     = 1 << 17
-	maxOwnP     = 4
+	maxOwnP     = 8
 	maxMemory   = 1 << 30 // bytes that Derive accepts to use
 	maxWork     = 1 << 28 // N·R·P that Derive accepts
 	saltSize    = 64
@@ -65,29 +67,25 @@ func Derive(p Params, salt []byte, password string) (*Key, error) {
 		return nil, errors.New("scrypt: the parameters are not usable")
 	}
 	defer clear(raw)
+	// scrypt leaves 128·N·R bytes of garbage, more than most of what follows
+	// needs. Small devices want them back at once.
+	debug.FreeOSMemory()
 	return keyFromBytes(raw), nil
 }
 
 // Calibrate returns parameters that take about target on this machine, never
-// less than MinParams and never more than a device with 512 MiB can afford.
+// less than MinParams and never more than a small device can afford.
 func Calibrate(target time.Duration) Params {
-	p := MinParams
 	start := time.Now()
-	if _, err := Derive(p, make([]byte, saltSize), "calibration"); err != nil {
+	if _, err := Derive(MinParams, make([]byte, saltSize), "calibration"); err != nil {
 		panic(err) // MinParams are valid
 	}
-	return scale(p, time.Since(start), target)
+	return scale(time.Since(start), target)
 }
 
-// scale raises p, which took took, towards target: memory first, since that
-// is what costs an attacker, then repetitions.
-func scale(p Params, took, target time.Duration) Params {
-	for p.N < maxOwnN && 2*took <= target {
-		p.N *= 2
-		took *= 2
-	}
-	if p.N == maxOwnN && took > 0 {
-		p.P = int(min(max(1, target/took), maxOwnP))
-	}
+// scale raises MinParams, which took took, towards target.
+func scale(took, target time.Duration) Params {
+	p := MinParams
+	p.P = int(min(max(1, target/max(took, 1)), maxOwnP))
 	return p
 }

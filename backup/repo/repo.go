@@ -49,6 +49,9 @@ const (
 	MinPackSize     = 4 << 20
 	MaxPackSize     = 128 << 20
 
+	minDataPacks = 2
+	maxDataPacks = 16
+
 	// maxDataBlob and maxTreeBlob bound the plaintext of one blob, so that
 	// a hostile index can't claim all memory. Chunks have at most 8 MiB; a
 	// tree of 512 MiB is a folder of more than a million entries.
@@ -62,7 +65,9 @@ const (
 type Options struct {
 	Compression Compression
 	PackSize    int // bytes; 0 means DefaultPackSize
-	Uploads     int // packs that are written at once; 0 means 2
+	// DataPacks is how many packs of file data are filled or written side by
+	// side; 0 means 2. Stores with a long way to them want more.
+	DataPacks int
 }
 
 // A Repo is an open repository. Its methods may be called concurrently.
@@ -152,9 +157,10 @@ func newRepo(be backend.Backend, opt Options) *Repo {
 		opt.PackSize = DefaultPackSize
 	}
 	opt.PackSize = min(max(opt.PackSize, MinPackSize), MaxPackSize)
-	if opt.Uploads == 0 {
-		opt.Uploads = 2
+	if opt.DataPacks == 0 {
+		opt.DataPacks = minDataPacks
 	}
+	opt.DataPacks = min(max(opt.DataPacks, minDataPacks), maxDataPacks)
 	r := &Repo{be: be, opt: opt, zip: newCompressor(opt.Compression)}
 	r.index.Store(NewIndex())
 	return r

@@ -10,6 +10,7 @@ import (
 
 	"github.com/iot49/ide49-backup/backup"
 	"github.com/iot49/ide49-backup/backup/backend"
+	"github.com/iot49/ide49-backup/backup/crypt"
 )
 
 // Bounds of one index file.
@@ -17,11 +18,6 @@ const (
 	maxIndexBlobs = 50_000
 	maxIndexAge   = 10 * time.Minute
 )
-
-// dataPacks is how many packs of data blobs are filled side by side. Each blob
-// goes to one at random, so that the sizes of the blobs in a pack don't tell
-// which file they are from.
-const dataPacks = 2
 
 // flushTimeout bounds the time in which an interrupted Update still makes an
 // index for the packs that it wrote.
@@ -31,9 +27,8 @@ const flushTimeout = 5 * time.Second
 // called concurrently.
 type Writer struct {
 	r       *Repo
-	packers [dataPacks + 1]packer // the last one for trees
-	uploads chan []byte           // buffers of packs that may be written at once
-	scratch sync.Pool             // *scratch
+	packers []packer  // the last one for trees
+	scratch sync.Pool // *[]byte
 
 	mu       sync.Mutex
 	pending  map[backup.Blob]struct{} // saved, but not in the index yet
@@ -44,13 +39,20 @@ type Writer struct {
 	newPacks []backup.ID
 }
 
+// A packer fills one pack at a time. It is locked while room in the pack is
+// given out and while the pack is written, but not while blobs are sealed into
+// the room that they got.
 type packer struct {
-	mu    sync.Mutex
-	buf   []byte
-	blobs []PackedBlob
+	mu      sync.Mutex
+	buf     []byte // its array stays where it is until the pack is written
+	blobs   []PackedBlob
+	sealing sync.WaitGroup
 }
 
-type scratch struct{ packed, sealed []byte }
+// slack is the room behind PackSize for the last blob of a pack and its header.
+// Only huge folders are larger; they get a buffer of their own. What is not
+// used takes address space, not memory.
+const slack = 9 << 20
 
 // Update runs fn with a Writer, then makes everything that fn saved durable:
 // packs first, then the index. What fn saved is in the repository only when
@@ -59,20 +61,17 @@ type scratch struct{ packed, sealed []byte }
 // When fn fails, or ctx is cancelled, packs that are durable already still get
 // an index, so that the next run need not send them again.
 //
-// The caller holds a shared lock. Memory is bounded by PackSize times three
-// plus the number of uploads.
+// The caller holds a shared lock. Memory is bounded by PackSize times the
+// number of DataPacks plus one.
 func (r *Repo) Update(ctx context.Context, fn func(ctx context.Context, w *Writer) error) error {
 	if err := r.writable(); err != nil {
 		return err
 	}
 	w := &Writer{
 		r:       r,
-		uploads: make(chan []byte, r.opt.Uploads),
-		scratch: sync.Pool{New: func() any { return new(scratch) }},
+		packers: make([]packer, r.opt.DataPacks+1),
+		scratch: sync.Pool{New: func() any { return new([]byte) }},
 		pending: map[backup.Blob]struct{}{},
-	}
-	for range r.opt.Uploads {
-		w.uploads <- nil
 	}
 	err := fn(ctx, w)
 	if err == nil {
@@ -113,10 +112,10 @@ func (w *Writer) Save(ctx context.Context, kind backup.BlobKind, plain []byte) (
 
 // SaveTree encodes and stores a tree.
 func (w *Writer) SaveTree(ctx context.Context, t *backup.Tree) (Saved, error) {
-	sc := w.scratch.Get().(*scratch)
-	defer w.scratch.Put(sc)
-	plain, err := t.AppendJSON(sc.packed[:0])
-	sc.packed = plain[:0]
+	scratch := w.scratch.Get().(*[]byte)
+	defer w.scratch.Put(scratch)
+	plain, err := t.AppendJSON((*scratch)[:0])
+	*scratch = plain
 	if err != nil {
 		return Saved{}, fmt.Errorf("encode a folder: %w", err)
 	}
@@ -137,68 +136,82 @@ func (w *Writer) claim(b backup.Blob) bool {
 	return true
 }
 
-// pack compresses, seals and appends a blob to a pack.
+// pack compresses a blob and seals it into a pack, which it writes if it is
+// full then. It returns the bytes that the blob takes.
 func (w *Writer) pack(ctx context.Context, b backup.Blob, plain []byte) (int, error) {
-	sc := w.scratch.Get().(*scratch)
-	defer w.scratch.Put(sc)
-	packed, compressed := w.r.zip.compress(sc.packed[:0], b.Kind, plain)
-	sc.packed = packed[:0]
+	scratch := w.scratch.Get().(*[]byte)
+	defer w.scratch.Put(scratch)
+	packed, compressed := w.r.zip.compress((*scratch)[:0], b.Kind, plain)
+	*scratch = packed
 	entry := PackedBlob{Blob: b}
 	if compressed {
 		entry.Plain = uint32(len(plain))
 	} else {
 		packed = plain
 	}
-	sc.sealed = w.r.key.Seal(sc.sealed[:0], packed)
-	entry.Length = uint32(len(sc.sealed))
+	n := len(packed) + crypt.Overhead
+	entry.Length = uint32(n)
 
-	p := &w.packers[dataPacks]
-	if b.Kind == backup.DataBlob {
-		p = &w.packers[rand.IntN(dataPacks)]
+	p := w.lockPacker(b.Kind)
+	if len(p.blobs) > 0 && len(p.buf)+n > cap(p.buf)-slack/2 {
+		// No room for this one and a header: it begins the next pack.
+		if err := w.finish(ctx, p); err != nil {
+			p.mu.Unlock()
+			return n, err
+		}
 	}
-	return len(sc.sealed), w.append(ctx, p, entry, sc.sealed)
-}
-
-// append adds a sealed blob to a pack, and writes the pack if it is full then.
-func (w *Writer) append(ctx context.Context, p *packer, entry PackedBlob, sealed []byte) error {
-	p.mu.Lock()
-	if p.buf == nil {
-		p.buf = make([]byte, 0, w.r.opt.PackSize+w.r.opt.PackSize/8)
+	if size := max(w.r.opt.PackSize, n) + slack; cap(p.buf) < size {
+		p.buf = make([]byte, 0, size)
 	}
-	entry.Offset = uint32(len(p.buf))
-	p.buf = append(p.buf, sealed...)
+	off := len(p.buf)
+	entry.Offset = uint32(off)
+	p.buf = p.buf[:off+n]
+	room := p.buf[off : off : off+n]
 	p.blobs = append(p.blobs, entry)
-	if len(p.buf) < w.r.opt.PackSize {
+	if off+n < w.r.opt.PackSize {
+		p.sealing.Add(1)
 		p.mu.Unlock()
-		return nil
+		w.r.key.Seal(room, packed)
+		p.sealing.Done()
+		return n, nil
 	}
-	return w.finish(ctx, p)
+	defer p.mu.Unlock()
+	w.r.key.Seal(room, packed)
+	return n, w.finish(ctx, p)
 }
 
-// finish takes a pack out of p, whose lock it gives back, and writes it. It
-// takes a place among the uploads first, so that no more packs wait in memory
-// than there are places.
-func (w *Writer) finish(ctx context.Context, p *packer) error {
-	var spare []byte
-	select {
-	case spare = <-w.uploads:
-	case <-ctx.Done():
-		p.mu.Unlock()
-		return ctx.Err()
+// lockPacker returns a packer for blobs of a kind, locked: for data one at
+// random among those that are not busy, so that the sizes of the blobs in a
+// pack don't tell which file they are from.
+func (w *Writer) lockPacker(kind backup.BlobKind) *packer {
+	last := len(w.packers) - 1
+	if kind == backup.TreeBlob {
+		w.packers[last].mu.Lock()
+		return &w.packers[last]
 	}
-	buf, blobs := p.buf, p.blobs
-	p.buf, p.blobs = spare, nil
-	p.mu.Unlock()
-	defer func() { w.uploads <- buf[:0] }()
+	first := rand.IntN(last)
+	for i := range last {
+		if p := &w.packers[(first+i)%last]; p.mu.TryLock() {
+			return p
+		}
+	}
+	w.packers[first].mu.Lock()
+	return &w.packers[first]
+}
 
-	header := w.r.key.Seal(nil, appendHeader(nil, blobs))
-	buf = append(buf, header...)
-	buf = binary.LittleEndian.AppendUint32(buf, uint32(len(header)))
-	id := backup.Hash(buf)
-	if err := w.r.be.Put(ctx, backend.Key{Kind: backend.Packs, ID: id}, buf); err != nil {
+// finish writes the pack of p, which is locked and stays so.
+func (w *Writer) finish(ctx context.Context, p *packer) error {
+	p.sealing.Wait()
+	header := w.r.key.Seal(nil, appendHeader(nil, p.blobs))
+	p.buf = append(p.buf, header...)
+	p.buf = binary.LittleEndian.AppendUint32(p.buf, uint32(len(header)))
+	id := backup.Hash(p.buf)
+	if err := w.r.be.Put(ctx, backend.Key{Kind: backend.Packs, ID: id}, p.buf); err != nil {
 		return err
 	}
-	return w.addPack(ctx, id, blobs, len(buf))
+	err := w.addPack(ctx, id, p.blobs, len(p.buf))
+	p.buf, p.blobs = p.buf[:0], nil
+	return err
 }
 
 // addPack makes a durable pack known.
@@ -226,17 +239,20 @@ func (w *Writer) addPack(ctx context.Context, id backup.ID, blobs []PackedBlob, 
 // flush writes the packs that are not full, then the index.
 func (w *Writer) flush(ctx context.Context) error {
 	for i := range w.packers {
-		p := &w.packers[i]
-		p.mu.Lock()
-		if len(p.blobs) == 0 {
-			p.mu.Unlock()
-			continue
-		}
-		if err := w.finish(ctx, p); err != nil {
+		if err := w.flushPacker(ctx, &w.packers[i]); err != nil {
 			return err
 		}
 	}
 	return w.saveIndex(ctx)
+}
+
+func (w *Writer) flushPacker(ctx context.Context, p *packer) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.blobs) == 0 {
+		return nil
+	}
+	return w.finish(ctx, p)
 }
 
 // saveIndex writes an index file for the packs that have none.
