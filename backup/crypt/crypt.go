@@ -16,7 +16,8 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/crypto/poly1305" //nolint:staticcheck // the format demands it
+	//lint:ignore SA1019 the format is made of this very function
+	"golang.org/x/crypto/poly1305"
 )
 
 const (
