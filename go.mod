@@ -11,3 +11,5 @@ require (
 )
 
 require github.com/restic/chunker v0.4.0
+
+require github.com/bmatcuk/doublestar/v4 v4.10.0
