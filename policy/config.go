@@ -81,7 +81,7 @@ func (r Repository) Secret() Secret {
 
 // VolumeRules say which folders are volumes and what is left out of them.
 type VolumeRules struct {
-	Discover       Folder                  `yaml:"discover" jsonschema_description:"Every folder directly below this one is a volume. The empty text turns discovery off. Default: /service-config."`
+	Discover       DiscoverFolder          `yaml:"discover" jsonschema_description:"Every folder directly below this one is a volume. The empty text turns discovery off. Default: /service-config."`
 	ExcludeVolumes []Glob                  `yaml:"exclude_volumes,omitempty" jsonschema_description:"Volumes found by discover that are not backed up; * and ? work."`
 	Exclude        []Pattern               `yaml:"exclude,omitempty" jsonschema_description:"Files and folders to leave out of every volume, as in .gitignore: a name matches at any depth, a pattern with / starts at the volume's root, ** spans folders, ! takes back."`
 	OneFileSystem  bool                    `yaml:"one_file_system" jsonschema_description:"Leave out what is mounted inside a volume. Default: true."`
@@ -193,6 +193,18 @@ func (f *Folder) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// A DiscoverFolder is a Folder, or empty for none.
+type DiscoverFolder string
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (f *DiscoverFolder) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*f = ""
+		return nil
+	}
+	return (*Folder)(f).UnmarshalText(text)
+}
+
 // A Location is the address of a repository.
 type Location struct {
 	scheme, path string
@@ -224,7 +236,7 @@ func (l *Location) UnmarshalText(text []byte) error {
 			rest = after
 		}
 	case "drive", "smb", "s3", "sftp", "rest":
-		return fmt.Errorf("a repository at %s: is not supported by this version yet; use a folder", strings.ToLower(scheme))
+		return fmt.Errorf("repositories at %s: are not supported by this version yet; use a folder", strings.ToLower(scheme))
 	default:
 		// The rest of the address may hold a password, so it is not shown.
 		return fmt.Errorf("unknown kind of repository %q; use the absolute path of a folder", scheme)
@@ -265,11 +277,11 @@ func (z *Zone) UnmarshalText(text []byte) error {
 	// LoadLocation takes "" for UTC and "Local" for the system's zone; here
 	// leaving the key out means that.
 	if name == "" || name == "Local" {
-		return fmt.Errorf("%q is no time zone; write one as America/Los_Angeles, or leave the key out for the system's", name)
+		return fmt.Errorf("%q is no time zone; write a name such as America/Los_Angeles, or leave the key out for the system's", name)
 	}
 	loc, err := time.LoadLocation(name)
 	if err != nil {
-		return fmt.Errorf("unknown time zone %q; write one as America/Los_Angeles", name)
+		return fmt.Errorf("unknown time zone %q; write a name such as America/Los_Angeles", name)
 	}
 	*z = Zone{name: name, loc: loc}
 	return nil

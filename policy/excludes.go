@@ -53,12 +53,12 @@ const (
 	rulePathGlob                   // text is a pattern for the path
 )
 
-// Limits on patterns. A pattern is compiled once and matched for every file,
-// and alternatives in braces multiply the work.
+// Limits on patterns: each is matched against every file.
 const (
 	maxPattern  = 1024 // bytes
 	maxPatterns = 4096
-	maxBraces   = 8
+	maxGlob     = 255 // bytes
+	maxRules    = 256 // that one pattern's braces may stand for
 )
 
 // A PatternError says why a pattern is not one.
@@ -68,7 +68,7 @@ type PatternError struct {
 }
 
 func (e *PatternError) Error() string {
-	return fmt.Sprintf("exclude pattern %q: %s", e.Pattern, e.Reason)
+	return fmt.Sprintf("pattern %q: %s", e.Pattern, e.Reason)
 }
 
 // NewExcludes compiles patterns. Its error is a *PatternError.
@@ -78,11 +78,11 @@ func NewExcludes(patterns ...string) (*Excludes, error) {
 	}
 	e := &Excludes{text: slices.Clone(patterns), rules: make([]excludeRule, 0, len(patterns))}
 	for _, p := range slices.Backward(patterns) {
-		r, err := compileExclude(p)
+		rules, err := compileExclude(p)
 		if err != nil {
 			return nil, err
 		}
-		e.rules = append(e.rules, r)
+		e.rules = append(e.rules, rules...)
 	}
 	return e, nil
 }
@@ -100,7 +100,7 @@ func (e *Excludes) Patterns() []string {
 // its ends. The root itself ("" or ".") is never left out. Match looks at
 // rel alone: a walk asks for each folder before it descends.
 //
-// It does not allocate, except for patterns with "{a,b}".
+// It does not allocate.
 func (e *Excludes) Match(rel string, isDir bool) bool {
 	if e == nil || len(e.rules) == 0 || rel == "" || rel == "." {
 		return false
@@ -133,26 +133,24 @@ func (e *Excludes) Match(rel string, isDir bool) bool {
 	return false
 }
 
-func compileExclude(pattern string) (excludeRule, error) {
-	fail := func(reason string) (excludeRule, error) {
-		return excludeRule{}, &PatternError{pattern, reason}
+// compileExclude returns the rules that a pattern stands for: one, or one
+// for each alternative in its braces.
+func compileExclude(pattern string) ([]excludeRule, error) {
+	fail := func(reason string) ([]excludeRule, error) {
+		return nil, &PatternError{pattern, reason}
 	}
 	if len(pattern) > maxPattern {
-		return excludeRule{}, &PatternError{pattern[:32] + "…", fmt.Sprintf("longer than %d bytes", maxPattern)}
+		return nil, &PatternError{strings.ToValidUTF8(pattern[:32], "") + "…", fmt.Sprintf("longer than %d bytes", maxPattern)}
 	}
-	r := excludeRule{exclude: true}
-	p := pattern
+	p, exclude := pattern, true
 	if rest, ok := strings.CutPrefix(p, "!"); ok {
-		p, r.exclude = rest, false
-	}
-	if strings.ContainsRune(p, 0) {
-		return fail("the character NUL is in no path")
-	}
-	if rest, ok := strings.CutSuffix(p, "/"); ok && !strings.HasSuffix(rest, `\`) {
-		p, r.dirOnly = rest, true
+		p, exclude = rest, false
 	}
 	if p == "" {
 		return fail("it matches nothing")
+	}
+	if strings.ContainsRune(p, 0) {
+		return fail("the character NUL is in no path")
 	}
 	// doublestar takes an invalid byte and U+FFFD for the same character.
 	if !utf8.ValidString(p) {
@@ -161,34 +159,44 @@ func compileExclude(pattern string) (excludeRule, error) {
 	if !doublestar.ValidatePattern(p) {
 		return fail(`a [ or { has no end, or a \ has nothing after it`)
 	}
-	if strings.Count(p, "{") > maxBraces {
-		return fail(fmt.Sprintf("more than %d alternatives in braces", maxBraces))
+	alternatives, ok := expandBraces(p)
+	if !ok {
+		return fail(fmt.Sprintf("its braces stand for more than %d patterns", maxRules))
+	}
+	rules := make([]excludeRule, 0, len(alternatives))
+	for _, alt := range alternatives {
+		r, reason := compileRule(alt)
+		if reason != "" {
+			return fail(reason)
+		}
+		r.exclude = exclude
+		rules = append(rules, r)
+	}
+	return rules, nil
+}
+
+// compileRule compiles a valid pattern without braces, or says why it could
+// never match.
+func compileRule(p string) (r excludeRule, reason string) {
+	if rest, ok := strings.CutSuffix(p, "/"); ok {
+		p, r.dirOnly = rest, true
+	}
+	if p == "" {
+		return r, "it matches nothing"
 	}
 	anchored := strings.Contains(p, "/")
 	p = strings.TrimPrefix(p, "/")
 	for part := range strings.SplitSeq(p, "/") {
 		switch part {
 		case "":
-			return fail("two slashes in a row match nothing")
+			return r, "two slashes in a row match nothing"
 		case ".", "..":
-			return fail(fmt.Sprintf("%q in a path matches nothing; start at the volume's root", part))
+			return r, fmt.Sprintf("%q in a path matches nothing; start at the volume's root", part)
 		}
 	}
-	// Any depth is what a bare name means already.
-	for {
-		rest, ok := strings.CutPrefix(p, "**/")
-		if !ok {
-			break
-		}
-		p = rest
-		if !strings.Contains(p, "/") && p != "**" {
-			anchored = false
-			break
-		}
-		if !strings.HasPrefix(p, "**/") {
-			p = "**/" + p
-			break
-		}
+	// "**/" before a bare name says what the name alone means.
+	if rest := strings.TrimPrefix(p, "**/"); rest != p && rest != "**" && !strings.Contains(rest, "/") {
+		p, anchored = rest, false
 	}
 	// doublestar lets "a/**" match a itself.
 	if strings.HasSuffix(p, "/**") {
@@ -205,17 +213,68 @@ func compileExclude(pattern string) (excludeRule, error) {
 		r.kind, r.text = ruleName, literal
 	default:
 		r.kind = ruleNameGlob
-		if rest, ok := strings.CutPrefix(p, "*"); ok {
-			if suffix, plain := unescape(rest); plain {
-				r.kind, r.text = ruleNameSuffix, suffix
-			}
-		} else if rest, ok := strings.CutSuffix(p, "*"); ok && !strings.HasSuffix(rest, `\`) {
-			if prefix, plain := unescape(rest); plain {
-				r.kind, r.text = ruleNamePrefix, prefix
-			}
+		if suffix, plain := unescape(strings.TrimPrefix(p, "*")); plain && p[0] == '*' {
+			r.kind, r.text = ruleNameSuffix, suffix
+		} else if prefix, plain := unescape(strings.TrimSuffix(p, "*")); plain && strings.HasSuffix(p, "*") {
+			r.kind, r.text = ruleNamePrefix, prefix
 		}
 	}
-	return r, nil
+	return r, ""
+}
+
+// expandBraces replaces "{a,b}" in a valid pattern by its alternatives, also
+// nested ones; ok is false where they are more than maxRules.
+func expandBraces(p string) (all []string, ok bool) {
+	open := -1
+	depth := 0
+	var cuts []int // of the commas at depth 1
+	for i := 0; i < len(p); i++ {
+		switch p[i] {
+		case '\\':
+			i++
+		case '[':
+			i += classLen(p[i:]) - 1
+		case '{':
+			if depth++; depth == 1 {
+				open = i
+			}
+		case ',':
+			if depth == 1 {
+				cuts = append(cuts, i)
+			}
+		case '}':
+			if depth--; depth > 0 {
+				continue
+			}
+			from := open + 1
+			for _, cut := range append(cuts, i) {
+				more, ok := expandBraces(p[:open] + p[from:cut] + p[i+1:])
+				if all = append(all, more...); !ok || len(all) > maxRules {
+					return nil, false
+				}
+				from = cut + 1
+			}
+			return all, true
+		}
+	}
+	return []string{p}, true
+}
+
+// classLen returns the length of the character class at the start of p.
+func classLen(p string) int {
+	i := 1
+	if i < len(p) && (p[i] == '^' || p[i] == '!') {
+		i++
+	}
+	for ; i < len(p); i++ {
+		switch p[i] {
+		case '\\':
+			i++
+		case ']':
+			return i + 1
+		}
+	}
+	return len(p)
 }
 
 // unescape removes the backslashes of p and reports whether p has no
@@ -259,7 +318,7 @@ func (g *Glob) UnmarshalText(text []byte) error {
 		return errors.New("an empty name")
 	case strings.Contains(s, "/"):
 		return fmt.Errorf("%q is a path; give the name of a volume", s)
-	case len(s) > maxPattern || strings.Count(s, "{") > maxBraces || !doublestar.ValidatePattern(s):
+	case len(s) > maxGlob || strings.Count(s, "{") > 2 || !doublestar.ValidatePattern(s):
 		return fmt.Errorf(`%q is no pattern: a [ or { has no end, or a \ has nothing after it`, s)
 	}
 	*g = Glob(s)
