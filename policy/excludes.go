@@ -27,7 +27,8 @@ import (
 //   - "\" takes its meaning from the next character: "\!important", "\*".
 //
 // Paths are compared byte by byte: case counts, and nothing is normalised.
-// "?" matches one UTF-8 character, or one byte where a name is not UTF-8.
+// "?" and "[…]" match one UTF-8 character, or one byte where a name is not
+// UTF-8; such a byte counts as U+FFFD.
 //
 // The zero Excludes and nil match nothing. Safe for concurrent use.
 type Excludes struct {

@@ -273,10 +273,11 @@ func (c *Config) Show(w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("show configuration: %w", err)
 	}
+	shown := strings.ReplaceAll(string(text), "${", "$${")
 	from := "the built-in defaults"
 	if c.File != "" {
 		from = oneLine(c.File) + " and the built-in defaults"
 	}
-	_, err = fmt.Fprintf(w, "# From %s.\n%s", from, text)
+	_, err = fmt.Fprintf(w, "# From %s.\n%s", from, shown)
 	return err
 }

@@ -151,7 +151,7 @@ func TestLoadOrder(t *testing.T) {
 	if err := os.WriteFile(huge, bytes.Repeat([]byte("#\n"), maxConfig), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Load(huge, testEnv(nil)); err == nil || !strings.Contains(err.Error(), "128KiB") {
+	if _, _, err := Load(huge, testEnv(nil)); err == nil || !strings.Contains(err.Error(), "64KiB") {
 		t.Errorf("a huge file: %v", err)
 	}
 }
@@ -292,8 +292,7 @@ func TestShow(t *testing.T) {
 	if strings.Contains(out.String(), "hunter2") {
 		t.Error("a password is shown")
 	}
-	// What is shown means the same, but for "${", which is text in it.
-	again, _, err := loadText("full.yaml", strings.ReplaceAll(out.String(), "${", "$${"), testEnv(nil))
+	again, _, err := loadText("full.yaml", out.String(), testEnv(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -438,7 +437,12 @@ func TestManyProblems(t *testing.T) {
 
 // TestHostileFiles are files made to exhaust the reader.
 func TestHostileFiles(t *testing.T) {
-	fill := func(unit string) string { return strings.Repeat(unit, maxConfig/len(unit)) }
+	fill := func(unit string) string {
+		if !strings.Contains(unit, "\n") {
+			return strings.Repeat(unit, (maxLine-100)/len(unit))
+		}
+		return strings.Repeat(unit, maxConfig/len(unit))
+	}
 	var keys strings.Builder
 	for i := 0; keys.Len() < maxConfig-16; i++ {
 		keys.WriteString("k")
@@ -473,6 +477,9 @@ func TestHostileFiles(t *testing.T) {
 		"flow map":         "volumes: {" + fill("a: 1,"),
 		"password quotes":  fill("password: '\n"),
 		"carriage returns": fill("a:\r"),
+		"endless line":     strings.Repeat("[", maxConfig),
+		"lists of dashes":  fill(strings.Repeat("- ", maxDepth) + "\n"),
+		"many flow lists":  fill("- [[[[[[[[[[[[]]]]]]]]]]]]\n"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if len(text) > maxConfig {
@@ -482,7 +489,7 @@ func TestHostileFiles(t *testing.T) {
 			_, _, err := loadText("x.yaml", text, testEnv(nil))
 			took := time.Since(start)
 			t.Logf("%v, %.200v", took, err)
-			if took > 20*time.Second {
+			if took > 10*time.Second {
 				t.Errorf("took %v", took)
 			}
 			if err != nil && strings.Contains(err.Error(), "\n") {

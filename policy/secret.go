@@ -28,20 +28,19 @@ var ErrNoSecret = errors.New("no password")
 // A Secret is a password, or where to get it. No form of printing, logging or
 // encoding shows it; only Read does. The zero Secret is not set.
 type Secret struct {
-	// literal is shared by copies, so that Wipe reaches all of them.
-	literal *literalSecret
+	// literal returns where the text is; copies share it, so that Wipe
+	// reaches all of them. It is a function because printers that come upon
+	// a Secret in an unexported field ignore its methods and follow every
+	// pointer, but stop here.
+	literal func() *[]byte
 	file    string
 	command Command
 }
 
-// literalSecret keeps its bytes behind a pointer, where reflection-based
-// printers (%+v of a struct that holds a Secret in an unexported field) show
-// an address.
-type literalSecret struct{ text []byte }
-
 // NewSecret returns a Secret that holds a copy of text.
 func NewSecret(text []byte) Secret {
-	return Secret{literal: &literalSecret{bytes.Clone(text)}}
+	own := bytes.Clone(text)
+	return Secret{literal: func() *[]byte { return &own }}
 }
 
 // SecretFile returns a Secret whose text is in the file at path.
@@ -68,10 +67,10 @@ func (s Secret) Read(ctx context.Context) ([]byte, error) {
 		return s.command.secret(ctx)
 	case s.literal == nil:
 		return nil, fmt.Errorf("%w is configured", ErrNoSecret)
-	case len(s.literal.text) == 0:
+	case len(*s.literal()) == 0:
 		return nil, fmt.Errorf("%w: it is empty", ErrNoSecret)
 	}
-	return bytes.Clone(s.literal.text), nil
+	return bytes.Clone(*s.literal()), nil
 }
 
 // Wipe overwrites a secret that was written in the configuration itself, in
@@ -80,8 +79,9 @@ func (s Secret) Read(ctx context.Context) ([]byte, error) {
 // prefer a file.
 func (s Secret) Wipe() {
 	if s.literal != nil {
-		clear(s.literal.text)
-		s.literal.text = nil
+		text := s.literal()
+		clear(*text)
+		*text = nil
 	}
 }
 
@@ -159,18 +159,18 @@ func (c Command) secret(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("password command: %w", err)
 	}
 	text, readErr := readSecret(out)
-	if readErr != nil {
+	if readErr != nil && !errors.Is(readErr, ErrNoSecret) {
 		// It may still be writing; nothing of it is wanted any more.
 		cancel()
 	}
 	err = cmd.Wait()
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		err = fmt.Errorf("no answer within %s", secretDeadline)
-	case err != nil && readErr == nil:
-		err = fmt.Errorf("%w; run it by hand to see why", err)
-	case readErr != nil:
+		err = errors.New("no answer in time")
+	case readErr != nil && (err == nil || !errors.Is(readErr, ErrNoSecret)):
 		err = readErr
+	case err != nil:
+		err = fmt.Errorf("%w; run it by hand to see why", err)
 	}
 	if err != nil {
 		clear(text)

@@ -10,9 +10,12 @@ import (
 	"unicode/utf8"
 )
 
-// maxConfig is the largest configuration in bytes that is read. Real ones
-// have a few thousand.
-const maxConfig = 128 << 10
+// Bounds on a configuration, in bytes. Real ones have a few thousand; the
+// YAML lexer takes time that grows with the square of these.
+const (
+	maxConfig = 64 << 10
+	maxLine   = 4 << 10
+)
 
 // An Env answers for environment variables; os.LookupEnv is one.
 type Env func(name string) (value string, ok bool)
@@ -106,9 +109,12 @@ func (s *source) problem(severity Severity, key string, line, column, width int,
 }
 
 // unreadable returns the first place where the text has bytes that YAML does
-// not allow.
+// not allow, or a line that is no line.
 func (s *source) unreadable() (p Problem, found bool) {
 	for i, line := range s.lines {
+		if len(line) > maxLine {
+			return s.problem(SeverityError, "", i+1, 1, 1, fmt.Sprintf("a line of %d bytes; at most %d are possible", len(line), maxLine)), true
+		}
 		column := 0
 		for j, r := range line {
 			column++
@@ -150,7 +156,7 @@ func maskPasswords(lines []string) []string {
 		indent := len(line) - len(trimmed)
 		if inside != none {
 			more := trimmed == "" || indent > inside || quote != 0 ||
-				needValue && !key.MatchString(trimmed)
+				needValue && !startsWith(key, trimmed)
 			if more {
 				if trimmed != "" {
 					shown[i] = line[:indent] + masked
@@ -185,6 +191,11 @@ func maskPasswords(lines []string) []string {
 		}
 	}
 	return shown
+}
+
+func startsWith(re *regexp.Regexp, s string) bool {
+	at := re.FindStringIndex(s)
+	return at != nil && at[0] == 0
 }
 
 // isSecretKey reports whether the value of a key may be a password, also
