@@ -203,7 +203,7 @@ func (d *decoder) token(s Severity, tk *token.Token, key, format string, args ..
 	if tk != nil && tk.Position != nil {
 		line, column, width = d.src.locate(tk)
 	}
-	d.add(d.src.problem(s, key, line, column, width, oneLine(fmt.Sprintf(format, args...))))
+	d.add(d.src.problem(s, key, line, column, width, d.src.hide(oneLine(fmt.Sprintf(format, args...)))))
 }
 
 // setting notes a problem at a setting by its path.
@@ -373,6 +373,10 @@ func (d *decoder) pairs(n ast.Node, key string) (all []pair, ok bool) {
 			name = k.Value
 		case *ast.MappingKeyNode, *ast.AliasNode, *ast.AnchorNode, *ast.TagNode, *ast.LiteralNode:
 			d.token(SeverityError, tk, key, "a key must be plain text")
+			continue
+		}
+		if severalLines(tk) {
+			d.token(SeverityError, tk, key, "a key over several lines; is a quote missing?")
 			continue
 		}
 		p := pair{name, k, it.Value()}
@@ -596,11 +600,23 @@ func (d *decoder) text(n ast.Node, t encoding.TextUnmarshaler, number bool, key 
 	if err == nil {
 		return
 	}
+	if severalLines(n.GetToken()) || strings.Contains(strings.TrimSpace(s), "\n") {
+		// With a quote missing the text may be half the file, passwords
+		// among it, so it is not shown.
+		d.node(SeverityError, n, key, "%s goes on over several lines; is a quote missing?", key)
+		return
+	}
 	if tk := n.GetToken(); strings.Contains(tk.Value, "${") && !isSecretKey(key) {
 		d.node(SeverityError, n, key, "%s, from the environment: %v", key, err)
 		return
 	}
 	d.node(SeverityError, n, key, "%s: %v", key, err)
+}
+
+// severalLines reports whether a scalar begins on one line and ends on
+// another.
+func severalLines(tk *token.Token) bool {
+	return strings.Contains(strings.Trim(tk.Origin, " \t\n"), "\n")
 }
 
 // command reads a Command: a list, or one text for the shell.

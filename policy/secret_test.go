@@ -204,6 +204,12 @@ func FuzzPasswordIsNotShown(f *testing.F) {
 	f.Add("volumes:\n  exlude: []", "    url: /a\n   x", uint8(1))
 	f.Add("", "    password: again\n\t", uint8(2))
 	f.Add("'", "- x", uint8(3))
+	f.Add("device: \"", "\"", uint8(0))
+	f.Add("volumes: {exclude: [\"", "[\"]}", uint8(0))
+	f.Add("volumes: {exclude_volumes: ['/", "']}", uint8(1))
+	f.Add("device: |\n  x", "", uint8(0))
+	f.Add("{\"", "\": 1}", uint8(0))
+	f.Add("repositories: {'/", "': 1}", uint8(0))
 	const secret = "Qx7Zk9Vw3"
 	f.Fuzz(func(t *testing.T, before, after string, form uint8) {
 		if len(before)+len(after) > 2000 || strings.Contains(before+after, "Q") {

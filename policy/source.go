@@ -35,6 +35,7 @@ type source struct {
 	public bool     // other users of the machine can read the file
 	lines  []string // as in the file
 	shown  []string // as they may be shown: without passwords
+	hidden []string // what the two differ in
 }
 
 // findSource reads the file that path, the environment or the usual places
@@ -94,7 +95,25 @@ func newSource(name string, text []byte) *source {
 	s := strings.TrimPrefix(string(text), "\ufeff")
 	s = strings.ReplaceAll(s, "\r\n", "\n")
 	lines := strings.Split(s, "\n")
-	return &source{name: name, text: s, lines: lines, shown: maskPasswords(lines)}
+	src := &source{name: name, text: s, lines: lines, shown: maskPasswords(lines)}
+	for i, line := range lines {
+		// Where the shown line breaks off, the rest is hidden.
+		if kept, _, cut := strings.Cut(src.shown[i], masked); cut && src.shown[i] != line {
+			if rest := strings.Trim(strings.TrimPrefix(line, strings.TrimSpace(kept)), " \t\"'"); len(rest) > 2 {
+				src.hidden = append(src.hidden, rest)
+			}
+		}
+	}
+	return src
+}
+
+// hide masks in a message what is hidden in the file. Messages are made not
+// to need it; this is for what nobody thought of.
+func (s *source) hide(message string) string {
+	for _, h := range s.hidden {
+		message = strings.ReplaceAll(message, h, masked)
+	}
+	return message
 }
 
 // problem makes a Problem about width characters at line and column, both
