@@ -73,7 +73,7 @@ func (l *loader) result() (*Config, []Problem, error) {
 }
 
 func load(path string, env Env) (*loader, error) {
-	src, err := findSource(path, env)
+	src, err := findSource(path, env, configFiles())
 	if err != nil {
 		return nil, err
 	}
@@ -231,8 +231,9 @@ func (l *loader) checkMachine() {
 				l.setting(SeverityWarning, join(key, "url"), "repository %q: %v; ide49-backup init makes it", name, err)
 			}
 		}
-		// The password of the defaults is made at the first start.
-		if path := string(r.PasswordFile); path != "" && l.config.File != "" {
+		// The password of the default repository is made at the first start.
+		_, given := l.at[key]
+		if path := string(r.PasswordFile); path != "" && given && l.config.File != "" {
 			if f, err := openRegular(path); err != nil {
 				l.setting(SeverityError, join(key, "password_file"), "password file: %v; make it, readable by its owner only", err)
 			} else {

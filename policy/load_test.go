@@ -134,6 +134,22 @@ func TestLoadOrder(t *testing.T) {
 		}
 	}
 
+	none := filepath.Join(dir, "none.yaml")
+	for _, test := range []struct {
+		places []string
+		want   string
+	}{
+		{[]string{flagged, named}, flagged}, {[]string{none, named}, named}, {[]string{none}, ""},
+	} {
+		src, err := findSource("", testEnv(map[string]string{configVariable: ""}), test.places)
+		if err != nil || (src == nil) != (test.want == "") || src != nil && src.name != test.want {
+			t.Errorf("of %q: %+v, %v", test.places, src, err)
+		}
+	}
+	if _, err := findSource("", testEnv(nil), []string{dir, named}); err == nil {
+		t.Error("what is there but cannot be read is passed over")
+	}
+
 	for what, path := range map[string]string{"missing": filepath.Join(dir, "none.yaml"), "folder": dir} {
 		for _, byEnv := range []bool{false, true} {
 			env := testEnv(nil)
@@ -441,10 +457,10 @@ func TestHostileFiles(t *testing.T) {
 		if !strings.Contains(unit, "\n") {
 			return strings.Repeat(unit, (maxLine-100)/len(unit))
 		}
-		return strings.Repeat(unit, maxConfig/len(unit))
+		return strings.Repeat(unit, min(maxConfig/len(unit), maxLines-10))
 	}
 	var keys strings.Builder
-	for i := 0; keys.Len() < maxConfig-16; i++ {
+	for i := range maxLines - 10 {
 		keys.WriteString("k")
 		keys.WriteString(strings.Repeat("x", i%5))
 		keys.WriteString(time.Duration(i).String())
@@ -477,6 +493,7 @@ func TestHostileFiles(t *testing.T) {
 		"flow map":         "volumes: {" + fill("a: 1,"),
 		"password quotes":  fill("password: '\n"),
 		"carriage returns": fill("a:\r"),
+		"endless lines":    strings.Repeat("\n", maxConfig),
 		"endless line":     strings.Repeat("[", maxConfig),
 		"lists of dashes":  fill(strings.Repeat("- ", maxDepth) + "\n"),
 		"many flow lists":  fill("- [[[[[[[[[[[[]]]]]]]]]]]]\n"),

@@ -10,11 +10,13 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds on a configuration, in bytes. Real ones have a few thousand; the
-// YAML lexer takes time that grows with the square of these.
+// Bounds on a configuration. Real ones have a few thousand bytes in a few
+// hundred lines; the YAML lexer and parser take time that grows with the
+// square of line length and of lines.
 const (
-	maxConfig = 64 << 10
-	maxLine   = 4 << 10
+	maxConfig = 64 << 10 // bytes
+	maxLine   = 4 << 10  // bytes
+	maxLines  = 3000
 )
 
 // An Env answers for environment variables; os.LookupEnv is one.
@@ -42,7 +44,7 @@ type source struct {
 // name, in this order. It returns nil where none of them does. A file that
 // was named must be there; one in a usual place may be missing, but if it is
 // there it must be readable.
-func findSource(path string, env Env) (*source, error) {
+func findSource(path string, env Env, places []string) (*source, error) {
 	if path != "" {
 		src, err := readSource(path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -57,7 +59,7 @@ func findSource(path string, env Env) (*source, error) {
 		}
 		return src, err
 	}
-	for _, path := range configFiles() {
+	for _, path := range places {
 		src, err := readSource(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -130,6 +132,9 @@ func (s *source) problem(severity Severity, key string, line, column, width int,
 // unreadable returns the first place where the text has bytes that YAML does
 // not allow, or a line that is no line.
 func (s *source) unreadable() (p Problem, found bool) {
+	if len(s.lines) > maxLines {
+		return s.problem(SeverityError, "", 0, 0, 0, fmt.Sprintf("%d lines; at most %d are possible", len(s.lines), maxLines)), true
+	}
 	for i, line := range s.lines {
 		if len(line) > maxLine {
 			return s.problem(SeverityError, "", i+1, 1, 1, fmt.Sprintf("a line of %d bytes; at most %d are possible", len(line), maxLine)), true
