@@ -206,9 +206,7 @@ func (f *DiscoverFolder) UnmarshalText(text []byte) error {
 }
 
 // A Location is the address of a repository.
-type Location struct {
-	scheme, path string
-}
+type Location struct{ path string }
 
 // ParseLocation reads the address of a repository. This version knows
 // absolute paths, with or without "file:" before them.
@@ -248,12 +246,9 @@ func (l *Location) UnmarshalText(text []byte) error {
 	if f == "/" {
 		return errors.New("the root folder cannot be a repository")
 	}
-	*l = Location{scheme: "file", path: string(f)}
+	l.path = string(f)
 	return nil
 }
-
-// Scheme is "file": the only kind so far.
-func (l Location) Scheme() string { return l.scheme }
 
 // Path is the absolute path of the repository's folder.
 func (l Location) Path() string { return l.path }

@@ -32,10 +32,13 @@ type decoder struct {
 	src      *source
 	env      Env
 	problems []Problem
-	dropped  int // problems beyond maxProblems
-	anchors  map[string]ast.Node
-	nodes    int
-	depth    int
+	// dropped counts the problems beyond maxProblems; droppedError says
+	// that an error was among them.
+	dropped      int
+	droppedError bool
+	anchors      map[string]ast.Node
+	nodes        int
+	depth        int
 	// at holds where each setting is: its key, or its value in a list.
 	at map[string]ast.Node
 }
@@ -173,6 +176,7 @@ func (v visitor) Visit(n ast.Node) ast.Visitor { v(n); return v }
 func (d *decoder) add(p Problem) {
 	if len(d.problems) >= maxProblems {
 		d.dropped++
+		d.droppedError = d.droppedError || p.Severity == SeverityError
 		return
 	}
 	d.problems = append(d.problems, p)

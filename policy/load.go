@@ -64,7 +64,11 @@ func (l *loader) usable() bool {
 func (l *loader) result() (*Config, []Problem, error) {
 	sortProblems(l.problems)
 	if l.dropped > 0 {
-		l.problems = append(l.problems, Problem{File: l.src.name, Message: fmt.Sprintf("and %d more problems", l.dropped)})
+		rest := Problem{File: l.src.name, Message: fmt.Sprintf("and %d more problems", l.dropped)}
+		if l.usable() && !l.droppedError {
+			rest.Severity = SeverityWarning
+		}
+		l.problems = append(l.problems, rest)
 	}
 	if !l.usable() {
 		return nil, nil, &Errors{Problems: l.problems}

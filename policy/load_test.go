@@ -430,6 +430,34 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+func TestParseLocation(t *testing.T) {
+	for text, want := range map[string]string{
+		"/backup": "/backup", "/backup/": "/backup", "file:/backup": "/backup", "file:///backup": "/backup", "FILE:/a/../b": "/b", "/a:b": "/a:b", "/a b": "/a b",
+	} {
+		if l, err := ParseLocation(text); err != nil || l.Path() != want || l.String() != want {
+			t.Errorf("%q is %q, %v", text, l, err)
+		}
+	}
+	for _, text := range []string{"", "backup", "./backup", "~/b", "file:", "file:b", "file://host/b", "/", "file:/", "/../", "C:/b", "s3:x", "SMB://h/s", "me:hunter2@host", "/a\x00b"} {
+		if l, err := ParseLocation(text); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q is %q, %v", text, l, err)
+		}
+	}
+}
+
+func TestProblemsAsJSON(t *testing.T) {
+	_, _, err := loadText("x.yaml", "volumes: {exlude: []}\n", testEnv(nil))
+	bad, ok := err.(*Errors)
+	if !ok {
+		t.Fatal(err)
+	}
+	got, err := json.Marshal(bad.Problems)
+	want := `[{"severity":"error","file":"x.yaml","line":1,"column":11,"width":6,"key":"volumes.exlude","message":"unknown key \"exlude\" in volumes; did you mean \"exclude\"?","source":"volumes: {exlude: []}"}]`
+	if err != nil || string(got) != want {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
 func TestPrintColor(t *testing.T) {
 	var out bytes.Buffer
 	if err := Print(&out, []Problem{{Message: "m", File: "f", Line: 3, Column: 2, Width: 2, Source: "abcd"}}, true); err != nil {
@@ -448,6 +476,17 @@ func TestManyProblems(t *testing.T) {
 	}
 	if last := bad.Problems[maxProblems].Error(); !strings.Contains(last, "and 400 more") {
 		t.Error(last)
+	}
+}
+
+func TestManyWarnings(t *testing.T) {
+	text := "volumes:\n  exclude:\n" + strings.Repeat("  - /service-config/x\n", 150)
+	c, problems, err := loadText("x.yaml", text, testEnv(nil))
+	if err != nil || c == nil || len(problems) != maxProblems+1 || problems[maxProblems].Severity != SeverityWarning {
+		t.Fatal(len(problems), err)
+	}
+	if _, _, err := loadText("x.yaml", text+"repositories: {}\ndevice: a b\n", testEnv(nil)); err == nil {
+		t.Error("errors behind many warnings are overlooked")
 	}
 }
 
