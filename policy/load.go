@@ -58,14 +58,14 @@ type loader struct {
 }
 
 func (l *loader) usable() bool {
-	return !slices.ContainsFunc(l.problems, func(p Problem) bool { return p.Severity == SeverityError })
+	return !l.droppedError && !slices.ContainsFunc(l.problems, func(p Problem) bool { return p.Severity == SeverityError })
 }
 
 func (l *loader) result() (*Config, []Problem, error) {
 	sortProblems(l.problems)
 	if l.dropped > 0 {
 		rest := Problem{File: l.src.name, Message: fmt.Sprintf("and %d more problems", l.dropped)}
-		if l.usable() && !l.droppedError {
+		if l.usable() {
 			rest.Severity = SeverityWarning
 		}
 		l.problems = append(l.problems, rest)
