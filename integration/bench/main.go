@@ -62,11 +62,13 @@ type program struct {
 func programs(ours string) []program {
 	return []program{
 		{
-			name:    "ide49-backup",
-			env:     []string{"IDE49_BENCH_PASSWORD=bench"},
-			init:    func(repo string) []string { return []string{ours, "init"} },
-			backup:  func(repo, src string) []string { return []string{ours, "backup", "--quiet"} },
-			restore: func(repo, dst string) []string { return []string{ours, "restore", "--quiet", "--yes", "--at", "today", "--to", dst} },
+			name:   "ide49-backup",
+			env:    []string{"IDE49_BENCH_PASSWORD=bench"},
+			init:   func(repo string) []string { return []string{ours, "init"} },
+			backup: func(repo, src string) []string { return []string{ours, "backup", "--quiet"} },
+			restore: func(repo, dst string) []string {
+				return []string{ours, "restore", "--quiet", "--yes", "--at", "today", "--to", dst}
+			},
 		},
 		{
 			name: "restic",
