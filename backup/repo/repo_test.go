@@ -261,7 +261,7 @@ func TestDamageIsNoticed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for range 60 {
+			for range 30 {
 				be := pristine.Clone()
 				good, err := be.Get(ctx, info.Key, 0, -1)
 				if err != nil {
@@ -477,7 +477,7 @@ func TestIndexFilesAreSplit(t *testing.T) {
 	be := mem.New()
 	r := newRepo(t, be, repo.Options{PackSize: repo.MinPackSize, Compression: repo.Off})
 	err := r.Update(t.Context(), func(ctx context.Context, w *repo.Writer) error {
-		for i := range 130_000 {
+		for i := range 110_000 {
 			if _, err := w.Save(ctx, backup.DataBlob, fmt.Appendf(nil, "%060d", i)); err != nil {
 				return err
 			}
@@ -488,9 +488,9 @@ func TestIndexFilesAreSplit(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := count(t, be, backend.Indexes); n < 2 || n > 4 {
-		t.Errorf("%d index files for 130,000 blobs", n)
+		t.Errorf("%d index files for 110,000 blobs", n)
 	}
-	if n := reopen(t, be).Index().Len(); n != 130_000 {
+	if n := reopen(t, be).Index().Len(); n != 110_000 {
 		t.Errorf("%d blobs", n)
 	}
 }
