@@ -33,6 +33,9 @@ var (
 	// ErrInTheWay says that the target holds something that is not to be
 	// removed where the snapshot has something of another type.
 	ErrInTheWay = errors.New("something of another type is in the way; remove it, or restore with --overwrite changed --delete")
+	// ErrContents says that a file in the target is not what was written, or
+	// not what its size and time promised.
+	ErrContents = errors.New("its contents differ from the snapshot; restore it with --overwrite always, and check the drive")
 	// ErrChanged says that the target changed after the plan was made.
 	ErrChanged = errors.New("changed since the plan was made; start the restore again")
 )
@@ -222,15 +225,15 @@ type Observer struct {
 
 // Stats count what an execution has done.
 type Stats struct {
-	Files     int    // created or replaced, all types but folders
-	Folders   int    // created
-	Metadata  int    // entries of which only metadata changed, folders included
-	Deleted   int    // entries
-	Failed    int    // failures
-	Warnings  int    // all, also those that were not told
-	Verified  int    // files read again and found right
-	Fetched   uint64 // stored bytes of the blobs read from the repository
-	Reused    uint64 // bytes taken from files in the target
-	Written   uint64 // bytes of contents, holes included
-	WriteTime time.Duration
+	Files    int    // created or replaced, all types but folders
+	Folders  int    // created
+	Metadata int    // entries of which only metadata changed, folders included
+	Deleted  int    // entries
+	Failed   int    // failures
+	Warnings int    // all, also those that were not told
+	Verified int    // files read again and found right
+	Fetched  uint64 // stored bytes of the blobs read from the repository
+	Reused   uint64 // bytes taken from files in the target
+	Written  uint64 // bytes of contents, holes included
+	Duration time.Duration
 }
