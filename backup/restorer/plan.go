@@ -288,7 +288,7 @@ func (p *planner) node(f todo, dir string, fd int, n *backup.Node, exists bool) 
 		return nil
 	}
 	if isDir && len(rel) > maxPath {
-		p.fail(rel[:80]+"…", fmt.Errorf("the path has %d bytes, more than Linux allows: %w", len(rel), unix.ENAMETOOLONG))
+		p.fail(rel, fmt.Errorf("the path has %d bytes, more than Linux allows: %w", len(rel), unix.ENAMETOOLONG))
 		return nil
 	}
 	e := entry{parent: f.entry, action: Create, kind: kindOf(n.Type)}
