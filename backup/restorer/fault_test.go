@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,14 +20,22 @@ import (
 	"github.com/iot49/ide49-backup/backup"
 	"github.com/iot49/ide49-backup/backup/backend"
 	"github.com/iot49/ide49-backup/backup/backend/faulty"
+	"github.com/iot49/ide49-backup/backup/backend/local"
 	"github.com/iot49/ide49-backup/backup/backend/mem"
 	"github.com/iot49/ide49-backup/backup/repo"
 	"github.com/iot49/ide49-backup/backup/restorer"
 )
 
-// twoStates lays out a volume's old contents in dir and returns a snapshot of
-// its new ones.
-func twoStates(t testing.TB, r *repo.Repo, dir string) (sn *backup.Snapshot, old, new map[string]string) {
+// lay writes the old contents of a volume.
+func lay(t testing.TB, dir string, old map[string]string) {
+	t.Helper()
+	for rel, data := range old {
+		put(t, dir, rel, data)
+	}
+}
+
+// twoStates returns a snapshot of a volume's new contents, and its old ones.
+func twoStates(t testing.TB, r *repo.Repo) (sn *backup.Snapshot, old, new map[string]string) {
 	t.Helper()
 	old, new = map[string]string{}, map[string]string{}
 	sn = snapshot(t, r, func(w writer) backup.ID {
@@ -36,13 +45,12 @@ func twoStates(t testing.TB, r *repo.Repo, dir string) (sn *backup.Snapshot, old
 			for i := range 12 {
 				name := fmt.Sprintf("f%d", i)
 				seed := uint64(d*100 + i)
-				data := payload(seed, 1000+i*20_000)
+				data := payload(seed, 500+i*5_000)
 				files = append(files, w.file(name, data))
 				rel := fmt.Sprintf("d%d/%s", d, name)
 				new[rel] = string(data)
 				if i%3 != 0 {
-					old[rel] = string(payload(seed, 500+i*10_000)) + "old"
-					put(t, dir, rel, old[rel])
+					old[rel] = string(payload(seed, 300+i*2_500)) + "old"
 				}
 			}
 			dirs = append(dirs, w.dir(fmt.Sprintf("d%d", d), files...))
@@ -80,15 +88,16 @@ func TestDamagedBlobs(t *testing.T) {
 	be := mem.New()
 	r := newRepo(t, be)
 	dir := t.TempDir()
-	sn, old, new := twoStates(t, r, dir)
-	// A byte in the middle of every long read is flipped: some blobs survive.
+	sn, old, new := twoStates(t, r)
+	lay(t, dir, old)
+	// Some bytes of every long read are flipped: small blobs survive, read alone.
 	flip := func(c faulty.Call) faulty.Fault {
 		if c.Op != faulty.Get || c.Key.Kind != backend.Packs {
 			return faulty.Fault{}
 		}
 		return faulty.Fault{Damage: func(b []byte) []byte {
-			if len(b) > 30_000 {
-				b[len(b)/2] ^= 1
+			for i := 2999; i < len(b); i += 3000 {
+				b[i] ^= 1
 			}
 			return b
 		}}
@@ -113,7 +122,8 @@ func TestMissingPack(t *testing.T) {
 	be := mem.New()
 	r := newRepo(t, be)
 	dir := t.TempDir()
-	sn, old, new := twoStates(t, r, dir)
+	sn, old, new := twoStates(t, r)
+	lay(t, dir, old)
 	for pack, blobs := range r.Index().Packs() {
 		if blobs[0].Kind == backup.DataBlob {
 			must(t, be.Delete(t.Context(), backend.Key{Kind: backend.Packs, ID: pack}))
@@ -157,9 +167,10 @@ func TestDamagedListing(t *testing.T) {
 func TestUnreachableStore(t *testing.T) {
 	be := mem.New()
 	gone := errors.New("the share does not answer")
+	sn, old, new := twoStates(t, newRepo(t, be))
 	for at := 1; ; at++ {
 		dir := t.TempDir()
-		sn, old, new := twoStates(t, newOrOpen(t, be), dir)
+		lay(t, dir, old)
 		reads := 0
 		armed := false
 		r := reopen(t, faulty.New(be, func(c faulty.Call) faulty.Fault {
@@ -187,27 +198,18 @@ func TestUnreachableStore(t *testing.T) {
 	}
 }
 
-func newOrOpen(t testing.TB, be backend.Backend) *repo.Repo {
-	r, err := repo.Open(t.Context(), be, "pw", repo.Options{})
-	if errors.Is(err, repo.ErrNoRepository) {
-		return newRepo(t, be)
-	}
-	must(t, err)
-	must(t, r.LoadIndex(t.Context()))
-	return r
-}
-
 func TestCancelledAtAnyMoment(t *testing.T) {
 	be := mem.New()
 	r := newRepo(t, be)
 	rng := rand.New(rand.NewPCG(1, 2))
 	interrupted := 0
-	for range 40 {
+	sn, old, new := twoStates(t, r)
+	for range 60 {
 		dir := t.TempDir()
-		sn, old, new := twoStates(t, r, dir)
+		lay(t, dir, old)
 		p := prepare(t, r, sn, dir, restorer.Options{Workers: 3})
 		ctx, cancel := context.WithCancel(t.Context())
-		timer := time.AfterFunc(time.Duration(rng.IntN(15_000))*time.Microsecond, cancel)
+		timer := time.AfterFunc(time.Duration(rng.IntN(8_000))*time.Microsecond, cancel)
 		_, err := p.Execute(ctx, restorer.Observer{})
 		timer.Stop()
 		cancel()
@@ -244,12 +246,16 @@ func TestMain(m *testing.M) {
 // file is old or new; the next restore clears up and completes.
 func TestKilled(t *testing.T) {
 	killed := 0
+	store := filepath.Join(t.TempDir(), "repo")
+	be, err := local.Create(store, local.Options{})
+	must(t, err)
+	r := newRepo(t, be)
+	sn, old, new := twoStates(t, r)
 	for i := range 20 {
 		dir := t.TempDir()
-		r := newRepo(t, mem.New())
-		sn, old, new := twoStates(t, r, dir)
+		lay(t, dir, old)
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), helperEnv+"=kill "+dir+" "+fmt.Sprint(3000+i*1500))
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=kill %s %d %s %s", helperEnv, dir, 200+i*400, store, sn.Tree))
 		out, err := cmd.CombinedOutput()
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
 			killed++
@@ -276,22 +282,19 @@ func TestKilled(t *testing.T) {
 // helper runs in another process.
 func helper(arg string) error {
 	t := &panicker{}
-	var what, dir string
-	var micros int
-	if _, err := fmt.Sscan(arg, &what, &dir, &micros); err != nil {
-		return err
-	}
-	switch what {
+	args := strings.Fields(arg)
+	switch what, dir := args[0], args[1]; what {
 	case "kill":
-		r := newRepo(t, mem.New())
-		tmp, err := os.MkdirTemp("", "restorer-helper-")
-		if err != nil {
-			return err
-		}
-		sn, _, _ := twoStates(t, r, tmp)
-		os.RemoveAll(tmp)
+		micros, err := strconv.Atoi(args[2])
+		must(t, err)
+		be, err := local.Open(args[3], local.Options{})
+		must(t, err)
+		tree, err := backup.ParseID(args[4])
+		must(t, err)
+		p := prepare(t, reopen(t, be), &backup.Snapshot{Tree: &tree, Paths: []string{"/vol"}}, dir, restorer.Options{})
 		time.AfterFunc(time.Duration(micros)*time.Microsecond, func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) })
-		return execute(t, context.Background(), r, sn, dir)
+		_, err = p.Execute(context.Background(), restorer.Observer{})
+		return err
 	case "user":
 		r, err := repo.Init(context.Background(), mem.New(), "pw", cheapKDF, repo.Options{})
 		if err != nil {
@@ -309,7 +312,7 @@ func helper(arg string) error {
 		_, err = p.Execute(context.Background(), restorer.Observer{Warning: func(path string, err error) { fmt.Printf("warning %s: %v\n", path, err) }})
 		return err
 	}
-	return fmt.Errorf("unknown helper %q", what)
+	return fmt.Errorf("unknown helper %q", arg)
 }
 
 // A panicker is a testing.TB outside of a test.
@@ -354,7 +357,7 @@ func TestWithoutRoot(t *testing.T) {
 	for range 2 { // the second one finds all as it can be
 		cmd := exec.Command(exe)
 		cmd.Dir = base
-		cmd.Env = []string{helperEnv + "=user " + dir + " 0", "TMPDIR=" + base}
+		cmd.Env = []string{helperEnv + "=user " + dir, "TMPDIR=" + base}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -417,7 +420,8 @@ func TestSwappedLinks(t *testing.T) {
 	must(t, os.Chtimes(filepath.Join(outside, "f0"), stamp.Add(-time.Hour), stamp.Add(-time.Hour)))
 	before := scan(t, outside)
 	dir := t.TempDir()
-	sn, _, _ := twoStates(t, r, dir)
+	sn, old, _ := twoStates(t, r)
+	lay(t, dir, old)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -96,6 +96,30 @@ func TestHostileNodes(t *testing.T) {
 	}
 }
 
+// TestLargeListing: a listing of many short entries does not unfold in memory,
+// and one that does not fit is refused.
+func TestLargeListing(t *testing.T) {
+	r := newRepo(t, mem.New())
+	const n = 40_000
+	sn := snapshot(t, r, func(w writer) backup.ID {
+		nodes := make([]backup.Node, n)
+		for i := range nodes {
+			nodes[i] = backup.Node{Name: fmt.Sprintf("%06d", i), Type: backup.FIFO}
+		}
+		return w.tree(nodes...)
+	})
+	dir := t.TempDir()
+	if c := prepare(t, r, sn, dir, restorer.Options{}).Counts(); c.Created != n {
+		t.Errorf("%+v", c)
+	}
+	root, err := os.OpenRoot(dir)
+	must(t, err)
+	defer root.Close()
+	if _, err := restorer.Prepare(t.Context(), r, sn, root, restorer.Options{MaxMemory: 8 << 20}); !errors.Is(err, restorer.ErrTooLarge) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestDeepFolders(t *testing.T) {
 	r := newRepo(t, mem.New())
 	name := strings.Repeat("d", 200)
@@ -138,7 +162,7 @@ func TestDeepFolders(t *testing.T) {
 func TestManyFiles(t *testing.T) {
 	be := mem.New()
 	r := newRepo(t, be)
-	const folders, files = 60, 500
+	const folders, files = 40, 250
 	sn := snapshot(t, r, func(w writer) backup.ID {
 		var dirs []backup.Node
 		for d := range folders {

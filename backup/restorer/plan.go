@@ -154,15 +154,25 @@ func findRoot(ctx context.Context, r *repo.Repo, sn *backup.Snapshot, path strin
 		if name == "" || name == "." {
 			continue
 		}
-		tree, err := r.Tree(ctx, node.Subtree)
+		data, err := r.Blob(ctx, backup.TreeBlob, node.Subtree)
 		if err != nil {
 			return nil, err
 		}
-		i, ok := slices.BinarySearchFunc(tree.Nodes, name, func(n backup.Node, name string) int { return strings.Compare(n.Name, name) })
-		if !ok || tree.Nodes[i].Type != backup.Dir {
+		var found *backup.Node
+		err = backup.EachNode(data, func(n *backup.Node) error {
+			if n.Name == name && n.Type == backup.Dir {
+				copied := *n
+				found = &copied
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("tree %s: %w", node.Subtree.Short(), err)
+		}
+		if found == nil {
 			return nil, fmt.Errorf("folder %q: %w", path, ErrNoPath)
 		}
-		node = &tree.Nodes[i]
+		node = found
 	}
 	return node, nil
 }
@@ -232,12 +242,15 @@ func (p *Plan) path(i uint32) string {
 // folder plans what is in a folder.
 func (p *planner) folder(f todo) error {
 	dir := p.path(f.entry)
-	tree, treeErr := p.r.Tree(p.ctx, f.tree)
-	if err := p.ctx.Err(); err != nil {
+	nodes, err := p.listing(f.tree)
+	if p.ctx.Err() != nil {
+		return p.ctx.Err()
+	}
+	if errors.Is(err, ErrTooLarge) {
 		return err
 	}
-	if treeErr != nil {
-		p.fail(dir, fmt.Errorf("read the folder's listing: %w", treeErr))
+	if err != nil {
+		p.fail(dir, fmt.Errorf("read the folder's listing: %w", err))
 		return nil
 	}
 	fd, names := -1, []string(nil)
@@ -253,8 +266,7 @@ func (p *planner) folder(f todo) error {
 		}
 	}
 	first := len(p.todo)
-	for i := range tree.Nodes {
-		n := &tree.Nodes[i]
+	err = nodes(func(n *backup.Node) error {
 		for len(names) > 0 && names[0] < n.Name {
 			p.extraneous(f, dir, fd, names[0])
 			names = names[1:]
@@ -266,15 +278,48 @@ func (p *planner) folder(f todo) error {
 		if err := p.node(f, dir, fd, n, exists); err != nil {
 			return err
 		}
-		if p.err != nil {
-			return p.err
-		}
+		return p.err
+	})
+	if err != nil {
+		return err
 	}
 	for _, name := range names {
 		p.extraneous(f, dir, fd, name)
 	}
 	slices.Reverse(p.todo[first:])
 	return p.err
+}
+
+// largeTree is the size in bytes from which a listing is walked rather than
+// unpacked: a node takes up to fifteen times the memory of its shortest form.
+const largeTree = 4 << 20
+
+// listing reads and checks a tree and returns a walk over its nodes.
+func (p *planner) listing(id backup.ID) (walk func(fn func(n *backup.Node) error) error, err error) {
+	if n, ok := p.r.Index().PlainLength(backup.Blob{Kind: backup.TreeBlob, ID: id}); ok && int64(n) > p.opt.MaxMemory/2 {
+		return nil, ErrTooLarge
+	}
+	data, err := p.r.Blob(p.ctx, backup.TreeBlob, id)
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > largeTree {
+		// Nothing may be planned from the beginning of a damaged listing.
+		err := backup.EachNode(data, func(*backup.Node) error { return nil })
+		return func(fn func(*backup.Node) error) error { return backup.EachNode(data, fn) }, err
+	}
+	tree, err := backup.DecodeTree(data)
+	if err != nil {
+		return nil, fmt.Errorf("tree %s: %w", id.Short(), err)
+	}
+	return func(fn func(*backup.Node) error) error {
+		for i := range tree.Nodes {
+			if err := fn(&tree.Nodes[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil
 }
 
 // node plans one entry of the snapshot.

@@ -64,7 +64,7 @@ func payload(seed uint64, n int) []byte {
 }
 
 // chunkSize is what the test writer cuts files into.
-const chunkSize = 100_000
+const chunkSize = 20_000
 
 // A writer makes snapshots: of folders on the disk, or of made-up nodes.
 type writer struct {
