@@ -346,7 +346,7 @@ func TestDamageIsFoundAndFilesNamed(t *testing.T) {
 			return
 		}
 	}
-	if affectedCases < 300 {
+	if affectedCases < 150 {
 		t.Errorf("only %d cases affect files", affectedCases)
 	}
 }
