@@ -17,6 +17,8 @@ func verbs() []func(*app) *cobra.Command {
 		(*app).initCommand,
 		(*app).backupCommand,
 		(*app).snapshotsCommand,
+		(*app).lsCommand,
+		(*app).statsCommand,
 		(*app).configCommand,
 		(*app).completionCommand,
 		(*app).versionCommand,
