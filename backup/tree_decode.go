@@ -24,9 +24,25 @@ const maxDepth = 64
 // ModeMask, files alone have content and folders alone a subtree. Errors match
 // ErrMalformed. The memory it takes is proportional to len(data).
 func DecodeTree(data []byte) (*Tree, error) {
-	d := decoder{data: data}
 	t := &Tree{}
-	seen := false
+	err := EachNode(data, func(n *Node) error {
+		t.Nodes = append(t.Nodes, *n)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// EachNode calls fn for each node of the stored form of a tree, in order, and
+// takes the memory of one node only, however many there are. The node is valid
+// until fn returns; what it refers to stays. An error of fn ends the walk and
+// is returned as it is. All else is as with DecodeTree, but what is malformed
+// comes to light only after fn was called for the nodes before.
+func EachNode(data []byte, fn func(n *Node) error) error {
+	d := decoder{data: data}
+	seen, stopped := false, false
 	err := d.object(func(key []byte) error {
 		if string(key) != "nodes" {
 			return d.skip(0)
@@ -38,18 +54,25 @@ func DecodeTree(data []byte) (*Tree, error) {
 		if d.null() {
 			return nil
 		}
+		var n Node
+		last, first := "", true
 		return d.array(func() error {
-			t.Nodes = append(t.Nodes, Node{})
-			n := &t.Nodes[len(t.Nodes)-1]
-			if err := d.node(n); err != nil {
+			n = Node{}
+			if err := d.node(&n); err != nil {
 				return err
 			}
-			if i := len(t.Nodes) - 2; i >= 0 && t.Nodes[i].Name >= n.Name {
-				return fmt.Errorf("the name %q comes after %q", n.Name, t.Nodes[i].Name)
+			if !first && last >= n.Name {
+				return fmt.Errorf("the name %q comes after %q", n.Name, last)
 			}
-			return nil
+			last, first = n.Name, false
+			err := fn(&n)
+			stopped = err != nil
+			return err
 		})
 	})
+	if stopped {
+		return err
+	}
 	if err == nil {
 		d.space()
 		switch {
@@ -60,9 +83,9 @@ func DecodeTree(data []byte) (*Tree, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("tree at byte %d: %w: %w", d.pos, ErrMalformed, err)
+		return fmt.Errorf("tree at byte %d: %w: %w", d.pos, ErrMalformed, err)
 	}
-	return t, nil
+	return nil
 }
 
 // A decoder reads the JSON of a tree without reflection. It accepts what
