@@ -16,6 +16,7 @@ func verbs() []func(*app) *cobra.Command {
 	return []func(*app) *cobra.Command{
 		(*app).initCommand,
 		(*app).backupCommand,
+		(*app).restoreCommand,
 		(*app).snapshotsCommand,
 		(*app).lsCommand,
 		(*app).statsCommand,
