@@ -85,6 +85,19 @@ func (x *Index) probe(b backup.Blob, yield func(i uint32) bool) {
 	}
 }
 
+// Number returns a small number that stands for a blob, the same for all its
+// copies, smaller than Len. Numbers never change.
+func (x *Index) Number(b backup.Blob) (n uint32, ok bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	// Of equal keys, linear probing without removals meets the oldest first.
+	x.probe(b, func(i uint32) bool {
+		n, ok = i, true
+		return false
+	})
+	return n, ok
+}
+
 // Has reports whether a blob is stored.
 func (x *Index) Has(b backup.Blob) bool {
 	_, ok := x.PlainLength(b)
@@ -121,9 +134,11 @@ func (x *Index) Lookup(b backup.Blob) iter.Seq[Location] {
 	}
 }
 
-func (x *Index) packOf(i uint32) backup.ID {
+func (x *Index) packOf(i uint32) backup.ID { return x.runOf(i).pack }
+
+func (x *Index) runOf(i uint32) run {
 	n := sort.Search(len(x.runs), func(k int) bool { return x.runs[k].first > i })
-	return x.runs[n-1].pack
+	return x.runs[n-1]
 }
 
 // Len returns how many blobs are stored, counting copies.
