@@ -86,7 +86,7 @@ func (a *app) plannedBackup(cmd *cobra.Command, f backupFlags, args []string) (*
 		return nil, usagef("--to and --repo name different repositories; give one of them")
 	}
 	for _, tag := range f.tags {
-		if tag == backup.IncompleteTag || tag == backup.BeforeRestoreTag || strings.HasPrefix(tag, backup.VolumeTag) ||
+		if tag == backup.IncompleteTag || tag == backup.BeforeRestoreTag || strings.HasPrefix(tag, restoreTag) || strings.HasPrefix(tag, backup.VolumeTag) ||
 			tag == "" || strings.Contains(tag, ",") {
 			return nil, usagef("--tag %q: this tag has a meaning of its own, is empty, or holds a comma; choose another", tag)
 		}
@@ -387,6 +387,9 @@ func (rep *backupReport) print(a *app, loc *time.Location) error {
 		if v.err == nil {
 			n++
 		}
+	}
+	if n == 0 {
+		return nil
 	}
 	a.say("%s %s of %s at %s in %s: %s, %s, %s stored in %s%s", verb, count(n, "snapshot", "snapshots"), printable(rep.Device),
 		clock(rep.Time, loc), spanText(time.Duration(rep.Seconds*float64(time.Second))), count(total.Files, "file", "files"),

@@ -45,6 +45,9 @@ type row struct {
 	took   atomic.Int64 // nanoseconds, once it has ended
 	told   bool         // its end was told; guarded by meter.mu
 	bar    *mpb.Bar
+	// What is counted: files or not, bytes or just things. Set at the
+	// beginning.
+	inFiles, inBytes bool
 }
 
 // newMeter starts a meter for the volumes of the given names. The caller stops it.
@@ -68,7 +71,7 @@ func (a *app) newMeter(names []string) *meter {
 
 // begin adds a row; expect is how many bytes there will be, or 0.
 func (m *meter) begin(name string, expect uint64) *row {
-	r := &row{name: printable(name), start: time.Now()}
+	r := &row{name: printable(name), start: time.Now(), inFiles: true, inBytes: true}
 	r.expect.Store(int64(expect))
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -185,9 +188,17 @@ func (r *row) portion() (part float64, ok bool) {
 
 // facts tell what was done, how fast, and how long it will take.
 func (r *row) facts() []string {
-	facts := []string{count(r.files.Load(), "file", "files"), bytesText(uint64(r.bytes.Load()))}
+	var facts []string
+	if r.inFiles {
+		facts = append(facts, count(r.files.Load(), "file", "files"))
+	}
+	if r.inBytes {
+		facts = append(facts, bytesText(uint64(r.bytes.Load())))
+	} else {
+		facts = append(facts, fmt.Sprint(r.bytes.Load()))
+	}
 	elapsed := r.elapsed()
-	if elapsed > time.Second/2 {
+	if elapsed > time.Second/2 && r.inBytes {
 		facts = append(facts, bytesText(uint64(float64(r.read.Load())/elapsed.Seconds()))+"/s")
 	}
 	if r.took.Load() != 0 {

@@ -20,9 +20,11 @@ func verbs() []func(*app) *cobra.Command {
 		(*app).snapshotsCommand,
 		(*app).lsCommand,
 		(*app).statsCommand,
+		(*app).checkCommand,
 		(*app).configCommand,
 		(*app).completionCommand,
 		(*app).versionCommand,
+		(*app).demoCommand,
 	}
 }
 

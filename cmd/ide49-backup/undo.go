@@ -113,7 +113,9 @@ func (a *app) undoParts(ctx context.Context, s *session, job *restoreJob) ([]*pa
 		}
 		p.opt.Verify = job.flags.verify
 	}
-	if len(parts) == 0 {
+	if len(parts) > 0 {
+		a.say("undo the restore of %s", clock(parts[0].snapshot.Time, job.cfg.Location()))
+	} else {
 		return nil, fmt.Errorf("the snapshots from which to undo the restore are gone from the repository %s", s.place)
 	}
 	return parts, nil
