@@ -13,6 +13,7 @@ require (
 require (
 	github.com/mattn/go-runewidth v0.0.30
 	github.com/restic/chunker v0.4.0
+	github.com/rogpeppe/go-internal v1.16.0
 	github.com/spf13/cobra v1.10.2
 	github.com/vbauerster/mpb/v8 v8.16.2
 	golang.org/x/term v0.47.0
