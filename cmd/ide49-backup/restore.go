@@ -653,7 +653,7 @@ func (a *app) showPlan(job *restoreJob, parts []*part) error {
 	}
 	t := newTable("Volume", "Snapshot", "Taken", ">New", ">Replace", ">Meta", ">Delete", ">Same", ">Fetch")
 	for _, l := range lines {
-		t.add(l.Volume, l.Snapshot[:8], clock(l.Time, loc), fmt.Sprint(l.Created), fmt.Sprint(l.Replaced), fmt.Sprint(l.Metadata),
+		t.add(l.Volume, l.Snapshot[:8], l.Time.Format("2006-01-02 15:04"), fmt.Sprint(l.Created), fmt.Sprint(l.Replaced), fmt.Sprint(l.Metadata),
 			fmt.Sprint(l.Deleted), fmt.Sprint(l.Unchanged+l.Kept), bytesText(l.Fetch))
 	}
 	if err := t.print(a, ""); err != nil {
