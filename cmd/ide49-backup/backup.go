@@ -141,7 +141,7 @@ func (a *app) addSources(cmd *cobra.Command, cfg *policy.Config, job *backupJob,
 	if err := backup.CheckName(name); err != nil {
 		return usagef("%q can't be the name of a file: %w", name, err)
 	}
-	src := archiver.Source{Volume: backup.Volume{Name: name, Path: "/" + name}, Stream: a.stdin}
+	src := archiver.Source{Volume: backup.Volume{Name: name, Path: "/" + name}, Stream: interruptible(cmd.Context(), a.stdin)}
 	if f.command != "" {
 		job.program = &programOutput{args: args, stderr: a.stderr}
 		src.Stream = job.program

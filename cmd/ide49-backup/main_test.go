@@ -67,16 +67,17 @@ func TestScripts(t *testing.T) {
 			return errors.Join(os.Chmod(filepath.Dir(env.WorkDir), 0o755), os.Chmod(env.WorkDir, 0o755))
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"mkrepo":    makeRepository,
-			"exits":     exits,
-			"exitsuser": exitsUser,
-			"isjson":    isJSON,
-			"flip":      flip,
-			"cut":       cut,
-			"locked":    locked,
-			"version1":  version1,
-			"hostile":   hostile,
-			"smalldisk": smallDisk,
+			"mkrepo":      makeRepository,
+			"exits":       exits,
+			"exitsuser":   exitsUser,
+			"isjson":      isJSON,
+			"flip":        flip,
+			"cut":         cut,
+			"locked":      locked,
+			"version1":    version1,
+			"hostile":     hostile,
+			"smalldisk":   smallDisk,
+			"interrupted": interrupted,
 		},
 	})
 }
@@ -223,12 +224,18 @@ func first(ts *testscript.TestScript, pattern string) string {
 	return list[0]
 }
 
-// flip changes a byte in the middle of the first file that matches.
+// flip changes a byte of the first file that matches: in its middle, or at the
+// offset args[1].
 func flip(ts *testscript.TestScript, neg bool, args []string) {
 	name := first(ts, args[0])
 	data, err := os.ReadFile(name)
 	ts.Check(err)
-	data[len(data)/2] ^= 1
+	at := len(data) / 2
+	if len(args) > 1 {
+		at, err = strconv.Atoi(args[1])
+		ts.Check(err)
+	}
+	data[at] ^= 1
 	ts.Check(os.WriteFile(name, data, 0o600))
 }
 
@@ -313,6 +320,46 @@ func smallDisk(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("mount a small file system: %v; run the tests as root", err)
 	}
 	ts.Defer(func() { ts.Check(syscall.Unmount(dir, 0)) })
+}
+
+// interrupted runs a program with an input that never comes, sends it a signal,
+// INT or TERM, as soon as it has locked the repository, and checks what it
+// leaves: the exit code, one line, and no lock.
+func interrupted(ts *testscript.TestScript, neg bool, args []string) {
+	signal := map[string]os.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM}[args[0]]
+	in, out, err := os.Pipe()
+	ts.Check(err)
+	defer in.Close()
+	defer out.Close()
+	program := filepath.SplitList(ts.Getenv("PATH"))[0]
+	cmd := exec.Command(filepath.Join(program, args[1]), args[2:]...)
+	cmd.Dir, cmd.Stdin = ts.MkAbs("."), in
+	for _, name := range []string{"PATH", "IDE49_BACKUP_CONFIG", "IDE49_BACKUP_STATE", "TZ"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	ts.Check(cmd.Start())
+	locks := func() []string {
+		list, err := filepath.Glob(ts.MkAbs("repo/locks/*"))
+		ts.Check(err)
+		return list
+	}
+	for start := time.Now(); len(locks()) == 0; time.Sleep(2 * time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			ts.Check(cmd.Process.Kill())
+			ts.Fatalf("%v never locked the repository: %s", args[1:], &stderr)
+		}
+	}
+	ts.Check(cmd.Process.Signal(signal))
+	_ = cmd.Wait() // the exit code is looked at below
+	if got := cmd.ProcessState.ExitCode(); got != exitInterrupted {
+		ts.Fatalf("exit code %d, not %d: %s", got, exitInterrupted, &stderr)
+	}
+	checkComplaint(ts, exitInterrupted, stderr.String())
+	if left := locks(); len(left) > 0 {
+		ts.Fatalf("locks stay: %v", left)
+	}
 }
 
 // TestVerbs checks what every verb must have.

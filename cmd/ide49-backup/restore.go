@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/iot49/ide49-backup/backup"
 	"github.com/iot49/ide49-backup/backup/restorer"
@@ -654,7 +653,7 @@ func (a *app) showPlan(job *restoreJob, parts []*part) error {
 	}
 	t := newTable("Volume", "Snapshot", "Taken", ">New", ">Replace", ">Meta", ">Delete", ">Same", ">Fetch")
 	for _, l := range lines {
-		t.add(l.Volume, l.Snapshot[:8], clock(l.Time, loc), fmt.Sprint(l.Created), fmt.Sprint(l.Replaced), fmt.Sprint(l.Metadata),
+		t.add(l.Volume, l.Snapshot[:8], l.Time.Format("2006-01-02 15:04"), fmt.Sprint(l.Created), fmt.Sprint(l.Replaced), fmt.Sprint(l.Metadata),
 			fmt.Sprint(l.Deleted), fmt.Sprint(l.Unchanged+l.Kept), bytesText(l.Fetch))
 	}
 	if err := t.print(a, ""); err != nil {
@@ -682,22 +681,11 @@ func (a *app) confirm(ctx context.Context, job *restoreJob) error {
 		return nil
 	}
 	fmt.Fprint(a.stderr, "Restore this? [y/N] ")
-	// Waiting in a read could not be interrupted.
-	in := []unix.PollFd{{Fd: int32(a.stdin.(*os.File).Fd()), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(in, 100)
-		if ctx.Err() != nil {
-			fmt.Fprintln(a.stderr)
-			return ctx.Err()
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for an answer: %w", err)
-		}
-		if n > 0 {
-			break
-		}
+	line, err := bufio.NewReader(interruptible(ctx, a.stdin)).ReadString('\n')
+	if ctx.Err() != nil {
+		fmt.Fprintln(a.stderr)
+		return ctx.Err()
 	}
-	line, err := bufio.NewReader(a.stdin).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read the answer: %w", err)
 	}
