@@ -12,13 +12,9 @@ PACKAGES := acl attr borgbackup e2fsprogs restic rsync util-linux
 .PHONY: run build test lint bench fuzz vuln packages clean
 
 # Take a snapshot with the built-in defaults: of the volumes below
-# /service-config into /backup, or of an example tree where there are none. The
-# repository is made when there is none (exit code 10).
+# /service-config into /backup, or of an example tree where there are none.
 run: build
-	@if [ -d /service-config ]; then \
-	  $(BIN) snapshots --quiet >/dev/null 2>&1 || [ $$? != 10 ] || $(BIN) init; \
-	  $(BIN) backup && echo "Bring them back: $(BIN) restore --at now"; \
-	else $(BIN) demo; fi
+	@$(BIN) demo
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/ide49-backup

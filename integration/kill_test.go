@@ -40,17 +40,6 @@ func (d *device) run(t testing.TB, args ...string) string {
 	return run(t, d.ours, program, args...)
 }
 
-// code runs our program and returns its exit code.
-func (d *device) code(t testing.TB, args ...string) (int, string) {
-	t.Helper()
-	out, err := command(d.ours, program, args...)
-	if e, ok := errors.AsType[*exec.ExitError](err); ok {
-		return e.ExitCode(), out
-	}
-	must(t, err)
-	return 0, out
-}
-
 // snapshotIDs returns the IDs of all snapshots.
 func (d *device) snapshotIDs(t testing.TB) map[string]bool {
 	t.Helper()

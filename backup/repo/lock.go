@@ -144,7 +144,7 @@ func (r *Repo) checkLocks(ctx context.Context, exclusive bool, own backup.ID) er
 			// written on a share: count it, as it may be exclusive.
 			return fmt.Errorf("%w by one that can't be read (%w); if it stays, run `ide49-backup unlock`", ErrLocked, err)
 		case (exclusive || l.Exclusive) && !l.Stale(time.Now()):
-			return fmt.Errorf("%w by a %s; wait, or if that is surely gone run `ide49-backup unlock`", ErrLocked, l)
+			return fmt.Errorf("%w by the %s; wait, or if that is surely gone run `ide49-backup unlock`", ErrLocked, l)
 		}
 		return nil
 	})

@@ -133,6 +133,7 @@ type access struct {
 	dryRun   bool // what is written goes nowhere
 	brief    bool // no lock: a look that a change meanwhile does not harm
 	index    bool // the index is loaded
+	options  repo.Options
 }
 
 // A session is an open repository.
@@ -161,7 +162,7 @@ func (a *app) withRepository(ctx context.Context, p place, acc access, fn func(c
 	if err != nil {
 		return errors.Join(err, be.Close())
 	}
-	r, err := repo.Open(ctx, be, password, repo.Options{})
+	r, err := repo.Open(ctx, be, password, acc.options)
 	if err != nil {
 		return errors.Join(fmt.Errorf("repository %s: %w", p, err), be.Close())
 	}
