@@ -69,6 +69,16 @@ type Options struct {
 	// DataPacks is how many packs of file data are filled or written side by
 	// side; 0 means 2. Stores with a long way to them want more.
 	DataPacks int
+
+	// Journal is a folder, on a disk of this machine, that remembers its
+	// locks (see [Repo.Locks]); "" means none. It is made if it is missing;
+	// several processes and repositories may share it.
+	Journal string
+	// LockWait is how long WithLock waits for others.
+	LockWait time.Duration
+	// LockWaiting, if set, is called before each pause of that wait with the
+	// error that would otherwise end it.
+	LockWaiting func(held error)
 }
 
 // A Repo is an open repository. Its methods may be called concurrently.
@@ -80,6 +90,9 @@ type Repo struct {
 	opt   Options
 	zip   *compressor
 	index atomic.Pointer[Index]
+
+	journal  *journal
+	boottime func() time.Duration // since boot, with the time asleep
 }
 
 // A Config is what a repository says about itself.
@@ -136,6 +149,7 @@ func initWith(ctx context.Context, be backend.Backend, password string, kdf cryp
 	}
 	r := newRepo(be, opt)
 	r.key, r.cfg = crypt.NewKey(), cfg
+	r.journal = newJournal(opt.Journal, cfg.ID, r.boottime)
 	keyID, err := saveKey(ctx, be, r.key, password, kdf)
 	if err != nil {
 		return nil, fmt.Errorf("make repository: %w", err)
@@ -162,7 +176,7 @@ func newRepo(be backend.Backend, opt Options) *Repo {
 		opt.DataPacks = minDataPacks
 	}
 	opt.DataPacks = min(max(opt.DataPacks, minDataPacks), maxDataPacks)
-	r := &Repo{be: be, opt: opt, zip: newCompressor(opt.Compression)}
+	r := &Repo{be: be, opt: opt, zip: newCompressor(opt.Compression), boottime: sinceBoot}
 	r.index.Store(NewIndex())
 	return r
 }
@@ -187,6 +201,7 @@ func Open(ctx context.Context, be backend.Backend, password string, opt Options)
 	if r.cfg, err = decodeConfig(plain); err != nil {
 		return nil, fmt.Errorf("open repository: config: %w", err)
 	}
+	r.journal = newJournal(opt.Journal, r.cfg.ID, r.boottime)
 	return r, nil
 }
 
@@ -400,14 +415,23 @@ func (r *Repo) unversion(plain []byte) ([]byte, error) {
 	return nil, fmt.Errorf("the file has the unknown encoding %d", plain[0])
 }
 
-// SaveFile seals JSON and stores it as a lock, snapshot or index file.
+// SaveFile seals JSON and stores it as a snapshot or index file. It fails with
+// ErrLockLost if ctx stands for a lock that has grown too old.
 func (r *Repo) SaveFile(ctx context.Context, kind backend.Kind, plain []byte) (backup.ID, error) {
+	if err := r.lockHeld(ctx); err != nil {
+		return backup.ID{}, err
+	}
+	id, sealed := r.sealFile(plain)
+	return id, r.be.Put(ctx, backend.Key{Kind: kind, ID: id}, sealed)
+}
+
+// sealFile returns what to store of a lock, snapshot or index file, and its name.
+func (r *Repo) sealFile(plain []byte) (backup.ID, []byte) {
 	if r.cfg.Version >= 2 {
 		plain = r.zip.compressFile([]byte{versionZstd}, plain)
 	}
 	sealed := r.key.Seal(nil, plain)
-	id := backup.Hash(sealed)
-	return id, r.be.Put(ctx, backend.Key{Kind: kind, ID: id}, sealed)
+	return backup.Hash(sealed), sealed
 }
 
 // workers is how many goroutines compute at once.
