@@ -175,22 +175,22 @@ func round(d time.Duration) time.Duration { return d.Round(time.Second) }
 // it. It returns what Locks does, with Removed set on those that are gone.
 func (r *Repo) Unlock(ctx context.Context, all bool) ([]LockState, error) {
 	locks, err := r.Locks(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("unlock: %w", err)
+	}
+	var failed error // the first
 	for i := range locks {
 		s := &locks[i]
 		if !s.Stale && !all {
 			continue
 		}
-		derr := r.be.Delete(ctx, backend.Key{Kind: backend.Locks, ID: s.ID})
-		if derr != nil && !errors.Is(derr, fs.ErrNotExist) {
-			err = errors.Join(err, derr)
-			continue
+		err := r.be.Delete(ctx, backend.Key{Kind: backend.Locks, ID: s.ID})
+		s.Removed = err == nil || errors.Is(err, fs.ErrNotExist)
+		if !s.Removed && failed == nil {
+			failed = fmt.Errorf("unlock: %w", err)
 		}
-		s.Removed = true
 	}
-	if err != nil {
-		return locks, fmt.Errorf("unlock: %w", err)
-	}
-	return locks, nil
+	return locks, failed
 }
 
 // WithLock runs fn under a lock: a shared one lets other readers and writers

@@ -85,7 +85,7 @@ type Options struct {
 type Repo struct {
 	be    backend.Backend
 	key   *crypt.Key
-	keyID backup.ID
+	keyID atomic.Pointer[backup.ID] // never nil; ChangePassword changes it
 	cfg   Config
 	opt   Options
 	zip   *compressor
@@ -150,11 +150,11 @@ func initWith(ctx context.Context, be backend.Backend, password string, kdf cryp
 	r := newRepo(be, opt)
 	r.key, r.cfg = crypt.NewKey(), cfg
 	r.journal = newJournal(opt.Journal, cfg.ID, r.boottime)
-	keyID, err := saveKey(ctx, be, r.key, password, kdf)
+	keyID, err := saveKey(ctx, be, r.key, password, kdf, "", "")
 	if err != nil {
 		return nil, fmt.Errorf("make repository: %w", err)
 	}
-	r.keyID = keyID
+	r.keyID.Store(&keyID)
 	plain, err := json.Marshal(cfg)
 	if err == nil {
 		err = be.Put(ctx, backend.ConfigKey, r.key.Seal(nil, plain))
@@ -191,9 +191,12 @@ func Open(ctx context.Context, be backend.Backend, password string, opt Options)
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	r := newRepo(be, opt)
-	if r.key, r.keyID, err = findKey(ctx, be, password); err != nil {
+	key, keyID, err := findKey(ctx, be, password)
+	if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
+	r.key = key
+	r.keyID.Store(&keyID)
 	plain, err := r.key.Open(nil, sealed)
 	if err != nil {
 		return nil, fmt.Errorf("open repository: config: %w: %w", ErrDamaged, err)
@@ -212,7 +215,7 @@ func (r *Repo) Close() error { return r.be.Close() }
 func (r *Repo) Config() Config { return r.cfg }
 
 // KeyID returns the key that the repository was opened with.
-func (r *Repo) KeyID() backup.ID { return r.keyID }
+func (r *Repo) KeyID() backup.ID { return *r.keyID.Load() }
 
 // Backend returns the store, for those who look at files rather than blobs.
 func (r *Repo) Backend() backend.Backend { return r.be }
