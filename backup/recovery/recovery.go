@@ -24,36 +24,36 @@ import (
 
 // A Kit is what the page tells.
 type Kit struct {
-	Device       string    // name in snapshots
-	Made         time.Time // shown in its zone
-	Program      string    // name and version of this program
-	Repositories []Repository
+	Device       string       `json:"device"`  // name in snapshots
+	Made         time.Time    `json:"made"`    // shown in its zone
+	Program      string       `json:"program"` // name and version of this program
+	Repositories []Repository `json:"repositories"`
 }
 
 // A Repository is one place to recover from.
 type Repository struct {
-	Name    string // in the configuration; may be ""
-	Address string // what --repo and restic's -r take
+	Name    string `json:"name"`    // in the configuration; may be ""
+	Address string `json:"address"` // what --repo and restic's -r take
 	// Problem says why the repository could not be looked at; then ID, Keys
 	// and Volumes are empty.
-	Problem string
-	ID      string // of the repository, hexadecimal
-	Keys    []Key
-	Volumes []Volume
+	Problem string   `json:"problem,omitempty"`
+	ID      string   `json:"id,omitzero"` // of the repository, hexadecimal
+	Keys    []Key    `json:"keys"`
+	Volumes []Volume `json:"volumes"`
 	// PasswordFile is where the device keeps the password; may be "".
-	PasswordFile string
+	PasswordFile string `json:"password_file,omitempty"`
 	// Password is printed if it is not "". Otherwise there is a line to write
 	// it on.
-	Password string
+	Password string `json:"password,omitempty"`
 }
 
 // A Key is a key of a repository. Its fingerprint is the beginning of its ID,
 // which is the SHA-256 of the key's file.
 type Key struct {
-	ID      backup.ID
-	Created time.Time
-	Owner   string // user and host
-	Current bool   // the repository was opened with it
+	ID      backup.ID `json:"id,omitzero"`
+	Created time.Time `json:"created"`
+	Owner   string    `json:"owner"`   // user and host
+	Current bool      `json:"current"` // the repository was opened with it
 }
 
 // Fingerprint returns the first 16 digits of the key's ID in groups of four.
@@ -61,9 +61,9 @@ func (k Key) Fingerprint() string { return grouped(k.ID.String()[:16]) }
 
 // A Volume is one source of snapshots.
 type Volume struct {
-	Name   string
-	Path   string // as recorded in its newest snapshot
-	Newest time.Time
+	Name   string    `json:"name"`
+	Path   string    `json:"path"` // as recorded in its newest snapshot
+	Newest time.Time `json:"newest"`
 }
 
 // Volumes returns the volumes of a device in snapshots, by name. The path of

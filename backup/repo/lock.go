@@ -254,7 +254,7 @@ func (r *Repo) lock(ctx context.Context, exclusive bool) (*heldLock, error) {
 }
 
 func (r *Repo) tryLock(ctx context.Context, exclusive bool) (*heldLock, error) {
-	if err := r.checkLocks(ctx, exclusive, backup.ID{}); err != nil {
+	if _, err := r.checkLocks(ctx, exclusive, backup.ID{}); err != nil {
 		return nil, err
 	}
 	h := &heldLock{r: r, lock: newLock(exclusive)}
@@ -268,7 +268,7 @@ func (r *Repo) tryLock(ctx context.Context, exclusive bool) (*heldLock, error) {
 	}
 	// Another may have made a lock at the same moment: both look again, and
 	// at least one steps back.
-	if err := r.checkLocks(ctx, exclusive, h.id); err != nil {
+	if h.shown, err = r.checkLocks(ctx, exclusive, h.id); err != nil {
 		h.remove(ctx)
 		return nil, err
 	}
@@ -295,15 +295,17 @@ func (r *Repo) saveLock(ctx context.Context, l Lock) (backup.ID, *os.File, error
 }
 
 // checkLocks returns ErrLocked if a lock other than own forbids a new one, and
-// removes those that processes of this machine left.
-func (r *Repo) checkLocks(ctx context.Context, exclusive bool, own backup.ID) error {
+// removes those that processes of this machine left. It reports whether it has
+// seen own.
+func (r *Repo) checkLocks(ctx context.Context, exclusive bool, own backup.ID) (seen bool, err error) {
 	locks, err := r.Locks(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, s := range locks {
 		switch {
 		case s.ID == own:
+			seen = true
 		case s.Stale && s.Ours:
 			// If this fails, the next who looks tries again.
 			_ = r.be.Delete(ctx, backend.Key{Kind: backend.Locks, ID: s.ID})
@@ -311,10 +313,10 @@ func (r *Repo) checkLocks(ctx context.Context, exclusive bool, own backup.ID) er
 		case s.Err != nil || exclusive || s.Lock.Exclusive:
 			// One that can't be read may be one that is just being written on
 			// a share: count it, as it may be exclusive.
-			return fmt.Errorf("%w by the %s (wait, or if its holder is surely gone, run `ide49-backup unlock`)", ErrLocked, s)
+			return seen, fmt.Errorf("%w by the %s (wait, or if its holder is surely gone, run `ide49-backup unlock`)", ErrLocked, s)
 		}
 	}
-	return nil
+	return seen, nil
 }
 
 // EachLock calls fn for every lock, or with what is wrong with one.
@@ -348,6 +350,7 @@ type heldLock struct {
 	r       *Repo
 	lock    Lock
 	id      backup.ID
+	shown   bool // the store lists it; one that discards what is put does not
 	note    *os.File
 	renewed atomic.Pointer[moment]
 }
@@ -401,7 +404,7 @@ func (h *heldLock) refresh(ctx context.Context, cancel context.CancelCauseFunc) 
 // renew puts a new lock in place of the old one.
 func (h *heldLock) renew(ctx context.Context) error {
 	old := backend.Key{Kind: backend.Locks, ID: h.id}
-	if _, err := h.r.be.Get(ctx, old, 0, -1); errors.Is(err, fs.ErrNotExist) {
+	if _, err := h.r.be.Get(ctx, old, 0, -1); h.shown && errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: somebody removed it", ErrLockLost)
 	}
 	at := h.r.moment() // before the lock is written: the careful side

@@ -360,6 +360,22 @@ func TestRemovedLockStopsItsHolder(t *testing.T) {
 	})
 }
 
+// On a store that discards what is put, for finding out what would be done, a
+// lock is never there, and never missed.
+func TestLockOnADiscardingStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := mem.New()
+		newRepo(t, be, repo.Options{})
+		err := open(t, backend.Discard(be), repo.Options{}).WithLock(t.Context(), false, func(ctx context.Context) error {
+			time.Sleep(3 * time.Hour)
+			return ctx.Err()
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A journal that can't be written costs nothing but knowledge.
 func TestNoPlaceForAJournal(t *testing.T) {
 	be := mem.New()

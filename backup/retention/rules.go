@@ -41,6 +41,9 @@ type Rules struct {
 	Tags []TagList `yaml:"tags,omitempty" json:"tags,omitempty" jsonschema_description:"Keep snapshots with these tags; one text may name several tags, joined by commas, that a snapshot must all have."`
 }
 
+// Default returns the rules where the user gives none.
+func Default() Rules { return Rules{Last: 3, Daily: 7, Weekly: 4, Monthly: 12} }
+
 // All is a count without limit.
 const All = -1
 

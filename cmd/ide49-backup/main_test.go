@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iot49/ide49-backup/backup"
+	"github.com/iot49/ide49-backup/backup/backend"
 	"github.com/iot49/ide49-backup/backup/backend/local"
 	"github.com/iot49/ide49-backup/backup/crypt"
 	"github.com/iot49/ide49-backup/backup/repo"
@@ -74,6 +75,8 @@ func TestScripts(t *testing.T) {
 			"flip":        flip,
 			"cut":         cut,
 			"locked":      locked,
+			"history":     history,
+			"leavelock":   leaveLock,
 			"version1":    version1,
 			"hostile":     hostile,
 			"smalldisk":   smallDisk,
@@ -254,6 +257,37 @@ func locked(ts *testscript.TestScript, neg bool, args []string) {
 		exits(ts, neg, args)
 		return nil
 	})
+	ts.Check(errors.Join(err, r.Close()))
+}
+
+// history saves args[0] snapshots of mosquitto, one of each of the last days,
+// with the tags of args[1:].
+func history(ts *testscript.TestScript, neg bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	r := openRepository(ts)
+	all, err := r.Snapshots(context.Background())
+	ts.Check(err)
+	i := slices.IndexFunc(all, func(s *backup.Snapshot) bool { return s.Volume() == "mosquitto" })
+	if i < 0 {
+		ts.Fatalf("take a snapshot first")
+	}
+	for day := 1; day <= n; day++ {
+		s := *all[i]
+		s.Time = all[i].Time.AddDate(0, 0, -day)
+		s.Tags = append([]string{backup.VolumeTag + "mosquitto"}, args[1:]...)
+		_, err := r.SaveSnapshot(context.Background(), &s)
+		ts.Check(err)
+	}
+	ts.Check(r.Close())
+}
+
+// leaveLock stores an exclusive lock of another machine, refreshed just now.
+func leaveLock(ts *testscript.TestScript, neg bool, args []string) {
+	r := openRepository(ts)
+	plain, err := json.Marshal(repo.Lock{Time: time.Now(), Exclusive: true, Hostname: "elsewhere", Username: "eve", PID: 1})
+	ts.Check(err)
+	_, err = r.SaveFile(context.Background(), backend.Locks, plain)
 	ts.Check(errors.Join(err, r.Close()))
 }
 

@@ -21,6 +21,13 @@ func verbs() []func(*app) *cobra.Command {
 		(*app).lsCommand,
 		(*app).statsCommand,
 		(*app).checkCommand,
+		(*app).forgetCommand,
+		(*app).pinCommand,
+		(*app).unpinCommand,
+		(*app).tagCommand,
+		(*app).keyCommand,
+		(*app).unlockCommand,
+		(*app).recoveryKitCommand,
 		(*app).configCommand,
 		(*app).completionCommand,
 		(*app).versionCommand,
@@ -40,6 +47,7 @@ type app struct {
 	repoName     string // a name from the configuration, or an address
 	passwordFile string
 	stateDir     string
+	wait         time.Duration
 	json         bool
 	noColor      bool
 	quiet        bool
@@ -81,7 +89,8 @@ password; 13 destination not present; 130 interrupted.`,
 	f.StringVar(&a.configFile, "config", "", "configuration `file` (default $IDE49_BACKUP_CONFIG, else /service-config/config/backup.yaml, else /etc/ide49-backup/backup.yaml, else built in)")
 	f.StringVar(&a.repoName, "repo", "", "repository: its `name` in the configuration, or a folder")
 	f.StringVar(&a.passwordFile, "password-file", "", "`file` with the repository's password")
-	f.StringVar(&a.stateDir, "state", "", "`folder` for the device's name (default $IDE49_BACKUP_STATE, else "+defaultState+")")
+	f.StringVar(&a.stateDir, "state", "", "`folder` for the device's name and its locks (default $IDE49_BACKUP_STATE, else "+defaultState+")")
+	f.DurationVar(&a.wait, "wait", 0, "how `long` to wait for others who use the repository, as 10m")
 	f.BoolVar(&a.json, "json", false, "print JSON: one document, or lines while something goes on")
 	f.BoolVar(&a.noColor, "no-color", false, "no colours (also by $NO_COLOR)")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print warnings and errors only")
@@ -93,6 +102,7 @@ password; 13 destination not present; 130 interrupted.`,
 		})
 	}
 	complete(root, "state", completeFolders)
+	complete(root, "wait", words("1m", "10m", "1h"))
 
 	for _, verb := range verbs() {
 		root.AddCommand(verb(a))
