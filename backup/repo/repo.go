@@ -134,6 +134,14 @@ func Init(ctx context.Context, be backend.Backend, password string, kdf crypt.Pa
 	return initWith(ctx, be, password, kdf, opt, Config{Version: 2, ID: id.String(), Polynomial: pol})
 }
 
+// InitLike is Init with the chunker polynomial of another repository, so that
+// files are cut alike in both: what is copied between them and what is backed
+// up to both is stored once in each.
+func InitLike(ctx context.Context, be backend.Backend, password string, kdf crypt.Params, opt Options, other *Repo) (*Repo, error) {
+	id := backup.ID(crypt.NewSalt()[:backup.IDSize]) // any random bytes
+	return initWith(ctx, be, password, kdf, opt, Config{Version: 2, ID: id.String(), Polynomial: other.cfg.Polynomial})
+}
+
 func initWith(ctx context.Context, be backend.Backend, password string, kdf crypt.Params, opt Options, cfg Config) (*Repo, error) {
 	switch _, err := be.Get(ctx, backend.ConfigKey, 0, -1); {
 	case err == nil:
