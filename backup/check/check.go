@@ -8,6 +8,7 @@ import (
 	"iter"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -119,8 +120,8 @@ var (
 //
 // The caller holds a shared lock. Run loads the index of r itself, as far as
 // it can be read. It changes nothing in the store. Its memory is the index,
-// two bits a blob, a pack of at most 40 MiB for each worker, and bounded lists
-// of what is wrong.
+// two bits a blob, a few MiB for each worker, and bounded lists of what is
+// wrong.
 func Run(ctx context.Context, r *repo.Repo, opt Options) iter.Seq2[Problem, error] {
 	return func(yield func(Problem, error) bool) {
 		c := newChecker(r, opt)
@@ -354,29 +355,27 @@ func (c *checker) readPack(ctx context.Context, p repo.PackFile) error {
 	}
 	indexed := c.r.Index().PackBlobs(p.ID)
 	lost := map[backup.Blob]bool{}
-	calls := 0
-	var first error
-	note := func(b repo.PackedBlob, err error) {
-		calls++
+	blobs := 0
+	var first, strange error
+	suspect := func(err error) {
+		if err != nil && !errors.Is(err, repo.ErrDamaged) {
+			strange = err
+		}
+	}
+	whole := c.r.VerifyPack(ctx, p.ID, p.Size, indexed, func(b repo.PackedBlob, err error) {
+		blobs++
 		if err != nil {
 			lost[b.Blob] = true
 			first = cmp.Or(first, err)
+			suspect(err)
 		}
-	}
-	whole := c.r.VerifyPack(ctx, p.ID, p.Size, indexed, note)
+	})
+	suspect(whole)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if whole != nil && calls == 0 && !errors.Is(whole, repo.ErrDamaged) {
-		// The store failed to read it in one piece. Some of it may be there.
-		if err := c.alive(ctx, whole); err != nil {
-			return err
-		}
-		err := c.r.ReadBlobs(ctx, p.ID, indexed, func(b repo.PackedBlob, _ []byte, err error) error {
-			note(b, err)
-			return nil
-		})
-		if err != nil {
+	if strange != nil {
+		if err := c.alive(ctx, strange); err != nil {
 			return err
 		}
 	}
@@ -385,7 +384,7 @@ func (c *checker) readPack(ctx context.Context, p repo.PackFile) error {
 	}
 	err := oneLine(cmp.Or(whole, first))
 	if len(lost) > 0 {
-		err = fmt.Errorf("%w; %d of %d blobs can't be read", err, len(lost), max(calls, len(indexed)))
+		err = fmt.Errorf("%w; %d of %d blobs can't be read", err, len(lost), blobs)
 	}
 	problem := c.report(Object{Pack, p.ID}, err, false)
 	c.mu.Lock()
@@ -477,18 +476,16 @@ func (c *checker) roots() []backup.ID {
 	return roots
 }
 
-// oneLine puts the parts of a joined error into one line.
+// oneLine puts the lines of a joined error into one.
 func oneLine(err error) error {
-	var parts []error
-	if j, ok := err.(interface{ Unwrap() []error }); ok {
-		parts = j.Unwrap()
-	}
-	if len(parts) < 2 || !slices.Contains([]byte(err.Error()), '\n') {
+	if !strings.Contains(err.Error(), "\n") {
 		return err
 	}
-	out := oneLine(parts[0])
-	for _, p := range parts[1:] {
-		out = fmt.Errorf("%w; %w", out, oneLine(p))
-	}
-	return out
+	return joined{err}
 }
+
+type joined struct{ error }
+
+func (j joined) Error() string { return strings.ReplaceAll(j.error.Error(), "\n", "; ") }
+
+func (j joined) Unwrap() error { return j.error }

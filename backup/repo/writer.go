@@ -136,8 +136,8 @@ func (w *Writer) claim(b backup.Blob) bool {
 	return true
 }
 
-// pack compresses a blob and seals it into a pack, which it writes if it is
-// full then. It returns the bytes that the blob takes.
+// pack compresses a blob and seals it into a pack. It returns the bytes that
+// the blob takes.
 func (w *Writer) pack(ctx context.Context, b backup.Blob, plain []byte) (int, error) {
 	scratch := w.scratch.Get().(*[]byte)
 	defer w.scratch.Put(scratch)
@@ -149,15 +149,20 @@ func (w *Writer) pack(ctx context.Context, b backup.Blob, plain []byte) (int, er
 	} else {
 		packed = plain
 	}
-	n := len(packed) + crypt.Overhead
-	entry.Length = uint32(n)
+	entry.Length = uint32(len(packed) + crypt.Overhead)
+	return int(entry.Length), w.place(ctx, entry, packed, false)
+}
 
-	p := w.lockPacker(b.Kind)
+// place puts a blob into a pack, which it writes if it is full then. The bytes
+// are sealed already, or get sealed.
+func (w *Writer) place(ctx context.Context, entry PackedBlob, data []byte, sealed bool) error {
+	n := int(entry.Length)
+	p := w.lockPacker(entry.Kind)
 	if len(p.blobs) > 0 && len(p.buf)+n > cap(p.buf)-slack/2 {
 		// No room for this one and a header: it begins the next pack.
 		if err := w.finish(ctx, p); err != nil {
 			p.mu.Unlock()
-			return n, err
+			return err
 		}
 	}
 	if size := max(w.r.opt.PackSize, n) + slack; cap(p.buf) < size {
@@ -171,13 +176,21 @@ func (w *Writer) pack(ctx context.Context, b backup.Blob, plain []byte) (int, er
 	if off+n < w.r.opt.PackSize {
 		p.sealing.Add(1)
 		p.mu.Unlock()
-		w.r.key.Seal(room, packed)
+		w.fill(room, data, sealed)
 		p.sealing.Done()
-		return n, nil
+		return nil
 	}
 	defer p.mu.Unlock()
-	w.r.key.Seal(room, packed)
-	return n, w.finish(ctx, p)
+	w.fill(room, data, sealed)
+	return w.finish(ctx, p)
+}
+
+func (w *Writer) fill(room, data []byte, sealed bool) {
+	if sealed {
+		copy(room[:len(data)], data)
+		return
+	}
+	w.r.key.Seal(room, data)
 }
 
 // lockPacker returns a packer for blobs of a kind, locked: for data one at
