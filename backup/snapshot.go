@@ -14,6 +14,8 @@ const (
 	IncompleteTag = "incomplete"
 	// BeforeRestoreTag marks what a restore in place was about to overwrite.
 	BeforeRestoreTag = "before-restore"
+	// MendedTag marks a snapshot from which a repair took what was lost.
+	MendedTag = "mended"
 )
 
 // A Snapshot is the record of one volume at one moment. Field order and

@@ -99,6 +99,10 @@ type Problem struct {
 	More bool
 }
 
+func compareFiles(a, b File) int {
+	return cmp.Or(slices.Compare(a.Snapshot[:], b.Snapshot[:]), strings.Compare(a.Path, b.Path))
+}
+
 func (p Problem) String() string {
 	if p.Harmless {
 		return fmt.Sprintf("%s: %v (harmless)", p.Object, p.Err)
@@ -111,6 +115,7 @@ func (p Problem) String() string {
 var (
 	ErrMissing  = errors.New("missing from the store")
 	ErrLeftover = errors.New("in no index: left by an interrupted run, or its index is lost; prune removes it")
+	ErrCached   = errors.New("what was written could only be read through a cache")
 	ErrMany     = errors.New("there are more problems than are listed")
 )
 
@@ -144,6 +149,7 @@ type checker struct {
 	snapshots []*backup.Snapshot // those that can be read, oldest first
 	packs     map[backup.ID]int64
 
+	cached   sync.Once
 	mu       sync.Mutex
 	problems []*Problem
 	more     int // problems that are not kept
@@ -199,19 +205,9 @@ func (c *checker) lookAll(ctx context.Context) error {
 		return fmt.Errorf("list keys: %w", err)
 	}
 	// Snapshots first: what they name is then in the index.
-	err = c.r.EachSnapshot(ctx, func(id backup.ID, s *backup.Snapshot, err error) error {
-		if err != nil {
-			return c.doubt(ctx, Object{Snapshot, id}, err)
-		}
-		c.snapshots = append(c.snapshots, s)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("list snapshots: %w", err)
+	if err := c.loadSnapshots(ctx); err != nil {
+		return err
 	}
-	slices.SortFunc(c.snapshots, func(a, b *backup.Snapshot) int {
-		return cmp.Or(a.Time.Compare(b.Time), slices.Compare(a.ID[:], b.ID[:]))
-	})
 	err = c.r.LoadIntactIndex(ctx, func(id backup.ID, err error) error { return c.doubt(ctx, Object{Index, id}, err) })
 	if err != nil {
 		return err
@@ -225,6 +221,24 @@ func (c *checker) lookAll(ctx context.Context) error {
 	if len(c.bad)+len(c.blobs) > 0 {
 		return c.affected(ctx)
 	}
+	return nil
+}
+
+// loadSnapshots lists the snapshots that can be read, and reports the others.
+func (c *checker) loadSnapshots(ctx context.Context) error {
+	err := c.r.EachSnapshot(ctx, func(id backup.ID, s *backup.Snapshot, err error) error {
+		if err != nil {
+			return c.doubt(ctx, Object{Snapshot, id}, err)
+		}
+		c.snapshots = append(c.snapshots, s)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list snapshots: %w", err)
+	}
+	slices.SortFunc(c.snapshots, func(a, b *backup.Snapshot) int {
+		return cmp.Or(a.Time.Compare(b.Time), slices.Compare(a.ID[:], b.ID[:]))
+	})
 	return nil
 }
 
@@ -299,6 +313,11 @@ func (c *checker) lookAtPacks(ctx context.Context) error {
 		}
 		c.packs[p.ID] = p.Size
 	}
+	for id := range c.opt.Read.only {
+		if c.packs[id] == 0 && !index.HasPack(id) {
+			c.report(Object{Pack, id}, fmt.Errorf("it was written, but is in no index, or %w", ErrMissing), false)
+		}
+	}
 	packs := c.opt.Read.pick(c.packs)
 	chosen := len(packs)
 	picked := make(map[backup.ID]bool, chosen)
@@ -351,6 +370,7 @@ func (c *checker) readPack(ctx context.Context, p repo.PackFile) error {
 			if err := c.alive(ctx, err); err != nil {
 				return err
 			}
+			c.cached.Do(func() { c.report(Object{Pack, p.ID}, fmt.Errorf("%w: %w", ErrCached, err), true) })
 		}
 	}
 	indexed := c.r.Index().PackBlobs(p.ID)

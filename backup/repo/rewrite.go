@@ -108,6 +108,37 @@ func (r *Repo) changeIndex(ctx context.Context, c IndexChange) error {
 	return r.deleteAll(ctx, backend.Indexes, c.Remove, nil)
 }
 
+// PreviewIndex loads the index as it would be after a change, without making
+// the change. Index files that can't be read count as removed. The blobs of a
+// pack in Add may be fewer than it has.
+func (r *Repo) PreviewIndex(ctx context.Context, c IndexChange) error {
+	drop := make(map[backup.ID]bool, len(c.Drop)+len(c.Add))
+	for _, id := range c.Drop {
+		drop[id] = true
+	}
+	idx := NewIndex()
+	for _, p := range c.Add {
+		drop[p.ID] = true
+		idx.add(p.ID, p.Blobs)
+	}
+	err := r.eachIndex(ctx, func(id backup.ID, f *IndexFile, err error) error {
+		if err != nil {
+			if r.Alive(ctx) != nil {
+				return err
+			}
+			return nil
+		}
+		f.Packs = slices.DeleteFunc(f.Packs, func(p IndexPack) bool { return drop[p.ID] })
+		idx.addFile(id, f)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("load index: %w", err)
+	}
+	r.index.Store(idx)
+	return nil
+}
+
 // An indexRewrite fills new index files and deletes old ones when all that
 // they said is durable in new ones.
 type indexRewrite struct {

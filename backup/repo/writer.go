@@ -110,6 +110,16 @@ func (w *Writer) Save(ctx context.Context, kind backup.BlobKind, plain []byte) (
 	return s, err
 }
 
+// SaveCopy stores a blob even if it is there already: for a copy that is known
+// to be intact, beside others that may not be.
+func (w *Writer) SaveCopy(ctx context.Context, kind backup.BlobKind, plain []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_, err := w.pack(ctx, backup.Blob{Kind: kind, ID: backup.Hash(plain)}, plain)
+	return err
+}
+
 // SaveTree encodes and stores a tree.
 func (w *Writer) SaveTree(ctx context.Context, t *backup.Tree) (Saved, error) {
 	scratch := w.scratch.Get().(*[]byte)
