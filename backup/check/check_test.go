@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -301,8 +302,9 @@ func expected(t testing.TB, pristine *repo.Repo, w wreck) map[check.File]bool {
 
 var decay = []backend.Kind{backend.Snapshots, backend.Indexes, backend.Packs}
 
-// rotCases is how many random damages TestBitRot tries.
-const rotCases = 1000
+// rotCases is how many random damages TestBitRot tries: each takes about 70 ms
+// of a processor.
+var rotCases = flag.Int("rot", 200, "random damages to try")
 
 // findDamage checks that Run finds all of a damage, and names all files that
 // it affects and no others.

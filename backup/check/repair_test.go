@@ -129,7 +129,7 @@ func TestBitRot(t *testing.T) {
 	all := objects(t, be, decay...)
 	before := contents(t, be)
 	mended := 0
-	for seed := range uint64(rotCases) {
+	for seed := range uint64(*rotCases) {
 		w := ruin(t, be, all, rand.New(rand.NewPCG(seed, 1)))
 		findDamage(t, pristine, w, seed)
 		kept := contents(t, w.be)
@@ -166,7 +166,7 @@ func TestBitRot(t *testing.T) {
 			return
 		}
 	}
-	if mended < rotCases/3 {
+	if mended < *rotCases/3 {
 		t.Errorf("only %d cases had losses", mended)
 	}
 }

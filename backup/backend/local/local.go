@@ -317,13 +317,21 @@ func (s *Store) evict(k backend.Key) error {
 	}
 	var fdErr error
 	err = c.Control(func(fd uintptr) {
+		inMemory := fmt.Errorf("the file system keeps the file in memory: %w", errors.ErrUnsupported)
+		var st unix.Statfs_t
+		if fdErr = unix.Fstatfs(int(fd), &st); fdErr == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC) {
+			fdErr = inMemory
+		}
+		if fdErr != nil {
+			return
+		}
 		if fdErr = unix.Fadvise(int(fd), 0, 0, unix.FADV_DONTNEED); fdErr != nil {
 			return
 		}
 		// A read that may not wait succeeds only if the page is in memory
 		// still. Where that can't be asked, take the kernel's word.
 		if n, err := unix.Preadv2(int(fd), [][]byte{make([]byte, 1)}, 0, unix.RWF_NOWAIT); err == nil && n > 0 {
-			fdErr = fmt.Errorf("the file system keeps the file in memory: %w", errors.ErrUnsupported)
+			fdErr = inMemory
 		}
 	})
 	return errors.Join(err, fdErr)
