@@ -177,11 +177,8 @@ func (w *indexRewrite) add(ctx context.Context, p IndexPack) error {
 func (w *indexRewrite) flush(ctx context.Context) error {
 	var name backup.ID
 	if len(w.file.Packs) > 0 {
-		plain, err := w.file.Encode()
-		if err != nil {
-			return fmt.Errorf("encode index: %w", err)
-		}
-		if name, err = w.r.SaveFile(ctx, backend.Indexes, plain); err != nil {
+		var err error
+		if name, err = w.r.SaveFile(ctx, backend.Indexes, w.file.Encode()); err != nil {
 			return err
 		}
 	}
