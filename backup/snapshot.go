@@ -19,6 +19,8 @@ const (
 	SuspectTag = "suspect"
 	// PinTag marks a snapshot that retention never removes.
 	PinTag = "pin"
+	// MendedTag marks a snapshot from which a repair took what was lost.
+	MendedTag = "mended"
 )
 
 // A Snapshot is the record of one volume at one moment. Field order and

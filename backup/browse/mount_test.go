@@ -391,7 +391,7 @@ func TestMountAfterCrash(t *testing.T) {
 	line := make([]byte, 5)
 	_, err = out.Read(line)
 	must(t, errors.Join(err, cmd.Process.Kill()))
-	_ = cmd.Wait() // killed
+	_ = cmd.Wait()                                               // killed
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // if it still is
 	if _, err := os.Lstat(dir + "/volumes"); !errors.Is(err, syscall.ENOTCONN) {
 		t.Fatalf("the mount is not dead: %v %s", err, stderr.String())

@@ -11,13 +11,20 @@ import (
 // An edge says that a folder is in another one. Both are numbers of trees.
 type edge struct{ child, parent uint32 }
 
-// affected fills in the files that each problem affects. It reads all trees
-// again, this time noting what is below what, and descends only into those
-// with damage in or below them.
+// affected fills in the files that each problem affects.
 func (c *checker) affected(ctx context.Context) error {
+	dirty, err := c.dirty(ctx)
+	if err != nil {
+		return err
+	}
+	return c.list(ctx, dirty)
+}
+
+// dirty returns a function that tells which trees have damage in or below
+// them. It reads all trees again, this time noting what is below what.
+func (c *checker) dirty(ctx context.Context) (func(tree backup.ID) bool, error) {
 	c.phase(FindingAffects, 0)
 	index := c.r.Index()
-	dirty := index.NewSet()
 	var mu sync.Mutex
 	var edges []edge
 	var queue []uint32
@@ -46,13 +53,12 @@ func (c *checker) affected(ctx context.Context) error {
 		defer mu.Unlock()
 		edges = append(edges, below...)
 		if hit {
-			dirty.Add(tree(id))
 			queue = append(queue, self)
 		}
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// From each folder with damage up to those that hold it.
 	slices.SortFunc(edges, func(a, b edge) int { return int(int64(a.child) - int64(b.child)) })
@@ -71,10 +77,16 @@ func (c *checker) affected(ctx context.Context) error {
 			}
 		}
 	}
-	d := &descent{checker: c, dirty: func(id backup.ID) bool {
+	return func(id backup.ID) bool {
 		n, known := index.Number(tree(id))
 		return !known || isDirty[n]
-	}}
+	}, nil
+}
+
+// list adds to each problem the files that it affects, descending only into
+// what is dirty.
+func (c *checker) list(ctx context.Context, dirty func(tree backup.ID) bool) error {
+	d := &descent{checker: c, dirty: dirty}
 	for _, s := range c.snapshots {
 		if err := d.snapshot(ctx, s); err != nil {
 			return err
@@ -125,7 +137,7 @@ func (d *descent) snapshot(ctx context.Context, s *backup.Snapshot) error {
 		}
 		if err != nil {
 			owners, _ := d.lost(tree(f.id))
-			d.list(owners, File{s.ID, f.path})
+			d.add(owners, File{s.ID, f.path})
 			continue
 		}
 		var below []folder
@@ -141,7 +153,7 @@ func (d *descent) snapshot(ctx context.Context, s *backup.Snapshot) error {
 			}
 			for _, id := range n.Content {
 				if owners, bad := d.lost(backup.Blob{Kind: backup.DataBlob, ID: id}); bad {
-					d.list(owners, File{s.ID, path})
+					d.add(owners, File{s.ID, path})
 				}
 			}
 		}
@@ -158,8 +170,8 @@ func (d *descent) giveUp() {
 	}
 }
 
-// list adds a file to problems, within bounds.
-func (d *descent) list(owners []*Problem, f File) {
+// add adds a file to problems, within bounds.
+func (d *descent) add(owners []*Problem, f File) {
 	for _, p := range owners {
 		switch {
 		case p == nil || len(p.Files) > 0 && p.Files[len(p.Files)-1] == f:

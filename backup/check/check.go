@@ -8,6 +8,7 @@ import (
 	"iter"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -98,6 +99,10 @@ type Problem struct {
 	More bool
 }
 
+func compareFiles(a, b File) int {
+	return cmp.Or(slices.Compare(a.Snapshot[:], b.Snapshot[:]), strings.Compare(a.Path, b.Path))
+}
+
 func (p Problem) String() string {
 	if p.Harmless {
 		return fmt.Sprintf("%s: %v (harmless)", p.Object, p.Err)
@@ -110,6 +115,7 @@ func (p Problem) String() string {
 var (
 	ErrMissing  = errors.New("missing from the store")
 	ErrLeftover = errors.New("in no index: left by an interrupted run, or its index is lost; prune removes it")
+	ErrCached   = errors.New("what was written could only be read through a cache")
 	ErrMany     = errors.New("there are more problems than are listed")
 )
 
@@ -119,8 +125,8 @@ var (
 //
 // The caller holds a shared lock. Run loads the index of r itself, as far as
 // it can be read. It changes nothing in the store. Its memory is the index,
-// two bits a blob, a pack of at most 40 MiB for each worker, and bounded lists
-// of what is wrong.
+// two bits a blob, a few MiB for each worker, and bounded lists of what is
+// wrong.
 func Run(ctx context.Context, r *repo.Repo, opt Options) iter.Seq2[Problem, error] {
 	return func(yield func(Problem, error) bool) {
 		c := newChecker(r, opt)
@@ -143,6 +149,7 @@ type checker struct {
 	snapshots []*backup.Snapshot // those that can be read, oldest first
 	packs     map[backup.ID]int64
 
+	cached   sync.Once
 	mu       sync.Mutex
 	problems []*Problem
 	more     int // problems that are not kept
@@ -198,19 +205,9 @@ func (c *checker) lookAll(ctx context.Context) error {
 		return fmt.Errorf("list keys: %w", err)
 	}
 	// Snapshots first: what they name is then in the index.
-	err = c.r.EachSnapshot(ctx, func(id backup.ID, s *backup.Snapshot, err error) error {
-		if err != nil {
-			return c.doubt(ctx, Object{Snapshot, id}, err)
-		}
-		c.snapshots = append(c.snapshots, s)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("list snapshots: %w", err)
+	if err := c.loadSnapshots(ctx); err != nil {
+		return err
 	}
-	slices.SortFunc(c.snapshots, func(a, b *backup.Snapshot) int {
-		return cmp.Or(a.Time.Compare(b.Time), slices.Compare(a.ID[:], b.ID[:]))
-	})
 	err = c.r.LoadIntactIndex(ctx, func(id backup.ID, err error) error { return c.doubt(ctx, Object{Index, id}, err) })
 	if err != nil {
 		return err
@@ -224,6 +221,24 @@ func (c *checker) lookAll(ctx context.Context) error {
 	if len(c.bad)+len(c.blobs) > 0 {
 		return c.affected(ctx)
 	}
+	return nil
+}
+
+// loadSnapshots lists the snapshots that can be read, and reports the others.
+func (c *checker) loadSnapshots(ctx context.Context) error {
+	err := c.r.EachSnapshot(ctx, func(id backup.ID, s *backup.Snapshot, err error) error {
+		if err != nil {
+			return c.doubt(ctx, Object{Snapshot, id}, err)
+		}
+		c.snapshots = append(c.snapshots, s)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list snapshots: %w", err)
+	}
+	slices.SortFunc(c.snapshots, func(a, b *backup.Snapshot) int {
+		return cmp.Or(a.Time.Compare(b.Time), slices.Compare(a.ID[:], b.ID[:]))
+	})
 	return nil
 }
 
@@ -298,6 +313,11 @@ func (c *checker) lookAtPacks(ctx context.Context) error {
 		}
 		c.packs[p.ID] = p.Size
 	}
+	for id := range c.opt.Read.only {
+		if c.packs[id] == 0 && !index.HasPack(id) {
+			c.report(Object{Pack, id}, fmt.Errorf("it was written, but is in no index, or %w", ErrMissing), false)
+		}
+	}
 	packs := c.opt.Read.pick(c.packs)
 	chosen := len(packs)
 	picked := make(map[backup.ID]bool, chosen)
@@ -350,33 +370,32 @@ func (c *checker) readPack(ctx context.Context, p repo.PackFile) error {
 			if err := c.alive(ctx, err); err != nil {
 				return err
 			}
+			c.cached.Do(func() { c.report(Object{Pack, p.ID}, fmt.Errorf("%w: %w", ErrCached, err), true) })
 		}
 	}
 	indexed := c.r.Index().PackBlobs(p.ID)
 	lost := map[backup.Blob]bool{}
-	calls := 0
-	var first error
-	note := func(b repo.PackedBlob, err error) {
-		calls++
+	blobs := 0
+	var first, strange error
+	suspect := func(err error) {
+		if err != nil && !errors.Is(err, repo.ErrDamaged) {
+			strange = err
+		}
+	}
+	whole := c.r.VerifyPack(ctx, p.ID, p.Size, indexed, func(b repo.PackedBlob, err error) {
+		blobs++
 		if err != nil {
 			lost[b.Blob] = true
 			first = cmp.Or(first, err)
+			suspect(err)
 		}
-	}
-	whole := c.r.VerifyPack(ctx, p.ID, p.Size, indexed, note)
+	})
+	suspect(whole)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if whole != nil && calls == 0 && !errors.Is(whole, repo.ErrDamaged) {
-		// The store failed to read it in one piece. Some of it may be there.
-		if err := c.alive(ctx, whole); err != nil {
-			return err
-		}
-		err := c.r.ReadBlobs(ctx, p.ID, indexed, func(b repo.PackedBlob, _ []byte, err error) error {
-			note(b, err)
-			return nil
-		})
-		if err != nil {
+	if strange != nil {
+		if err := c.alive(ctx, strange); err != nil {
 			return err
 		}
 	}
@@ -385,7 +404,7 @@ func (c *checker) readPack(ctx context.Context, p repo.PackFile) error {
 	}
 	err := oneLine(cmp.Or(whole, first))
 	if len(lost) > 0 {
-		err = fmt.Errorf("%w; %d of %d blobs can't be read", err, len(lost), max(calls, len(indexed)))
+		err = fmt.Errorf("%w; %d of %d blobs can't be read", err, len(lost), blobs)
 	}
 	problem := c.report(Object{Pack, p.ID}, err, false)
 	c.mu.Lock()
@@ -477,18 +496,16 @@ func (c *checker) roots() []backup.ID {
 	return roots
 }
 
-// oneLine puts the parts of a joined error into one line.
+// oneLine puts the lines of a joined error into one.
 func oneLine(err error) error {
-	var parts []error
-	if j, ok := err.(interface{ Unwrap() []error }); ok {
-		parts = j.Unwrap()
-	}
-	if len(parts) < 2 || !slices.Contains([]byte(err.Error()), '\n') {
+	if !strings.Contains(err.Error(), "\n") {
 		return err
 	}
-	out := oneLine(parts[0])
-	for _, p := range parts[1:] {
-		out = fmt.Errorf("%w; %w", out, oneLine(p))
-	}
-	return out
+	return joined{err}
 }
+
+type joined struct{ error }
+
+func (j joined) Error() string { return strings.ReplaceAll(j.error.Error(), "\n", "; ") }
+
+func (j joined) Unwrap() error { return j.error }

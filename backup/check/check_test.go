@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -301,53 +302,43 @@ func expected(t testing.TB, pristine *repo.Repo, w wreck) map[check.File]bool {
 
 var decay = []backend.Kind{backend.Snapshots, backend.Indexes, backend.Packs}
 
-// Whatever is damaged in whatever way: check finds it and names the files.
-func TestDamageIsFoundAndFilesNamed(t *testing.T) {
-	be := house(t)
-	pristine := opened(t, be)
-	all := objects(t, be, decay...)
-	affectedCases := 0
-	for seed := range uint64(300) {
-		w := ruin(t, be, all, rand.New(rand.NewPCG(seed, 1)))
-		problems := run(t, open(t, w.be), check.Options{Read: check.All(), MaxFiles: 1000})
-		found := map[backup.ID]bool{}
-		files := map[check.File]bool{}
-		for _, p := range damage(problems) {
-			found[p.Object.ID] = true
-			if strings.Contains(p.Err.Error(), "\n") || p.More {
-				t.Errorf("seed %d: %v", seed, p)
-			}
-			for _, f := range p.Files {
-				files[f] = true
-			}
+// rotCases is how many random damages TestBitRot tries: each takes about 70 ms
+// of a processor.
+var rotCases = flag.Int("rot", 200, "random damages to try")
+
+// findDamage checks that Run finds all of a damage, and names all files that
+// it affects and no others.
+func findDamage(t testing.TB, pristine *repo.Repo, w wreck, seed uint64) {
+	t.Helper()
+	problems := run(t, open(t, w.be), check.Options{Read: check.All(), MaxFiles: 1000})
+	found := map[backup.ID]bool{}
+	files := map[check.File]bool{}
+	for _, p := range damage(problems) {
+		found[p.Object.ID] = true
+		if strings.Contains(p.Err.Error(), "\n") || p.More {
+			t.Errorf("seed %d: %v", seed, p)
 		}
-		for k := range w.touched {
-			_, err := w.be.Get(t.Context(), k, 0, 0)
-			switch {
-			case found[k.ID]:
-			case k.Kind == backend.Indexes && err != nil:
-				// Its absence shows in its packs.
-				if len(problems) == 0 {
-					t.Errorf("seed %d: %s: nothing found", seed, w.what)
-				}
-			case k.Kind == backend.Packs && !known(t, w.be, k.ID): // with its index
-			default:
-				t.Errorf("seed %d: %s: nothing said of %s: %v", seed, w.what, k, problems)
-			}
-		}
-		want := expected(t, pristine, w)
-		if !maps.Equal(files, want) {
-			t.Errorf("seed %d: %s\n%v\nfiles %v\nwant %v", seed, w.what, problems, files, want)
-		}
-		if len(want) > 0 {
-			affectedCases++
-		}
-		if t.Failed() {
-			return
+		for _, f := range p.Files {
+			files[f] = true
 		}
 	}
-	if affectedCases < 150 {
-		t.Errorf("only %d cases affect files", affectedCases)
+	for k := range w.touched {
+		_, err := w.be.Get(t.Context(), k, 0, 0)
+		switch {
+		case found[k.ID]:
+		case k.Kind == backend.Indexes && err != nil:
+			// Its absence shows in its packs.
+			if len(problems) == 0 {
+				t.Errorf("seed %d: %s: nothing found", seed, w.what)
+			}
+		case k.Kind == backend.Packs && !known(t, w.be, k.ID): // with its index
+		default:
+			t.Errorf("seed %d: %s: nothing said of %s: %v", seed, w.what, k, problems)
+		}
+	}
+	want := expected(t, pristine, w)
+	if !maps.Equal(files, want) {
+		t.Errorf("seed %d: %s\n%v\nfiles %v\nwant %v", seed, w.what, problems, files, want)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 type Selection struct {
 	percent float64 // of the packs, at random
 	n, t    int     // the n-th of t parts
-	only    []backup.ID
+	only    map[backup.ID]bool
 	round   *Round
 	fresh   bool // past the page cache
 }
@@ -54,6 +54,17 @@ func ParseSelection(text string) (Selection, error) {
 	return Selection{n: n, t: t}, nil
 }
 
+// Written selects packs by name, such as those that the last run wrote, and
+// reads them from the device, past the page cache. Where that is not possible
+// a harmless Problem says so.
+func Written(packs []backup.ID) Selection {
+	s := Selection{only: make(map[backup.ID]bool, len(packs)), fresh: true}
+	for _, id := range packs {
+		s.only[id] = true
+	}
+	return s
+}
+
 // A Round remembers how far rolling reads have come. It is stored as JSON by
 // whoever calls, per repository. The zero value has read nothing.
 type Round struct {
@@ -80,7 +91,7 @@ func (s Selection) pick(packs map[backup.ID]int64) []repo.PackFile {
 	all := make([]repo.PackFile, 0, len(packs))
 	for id, size := range packs {
 		switch {
-		case s.only != nil && !slices.Contains(s.only, id):
+		case s.only != nil && !s.only[id]:
 		case s.t > 0 && int(id[0])%s.t != s.n-1:
 		case s.only == nil && s.t == 0 && s.percent == 0:
 		default:

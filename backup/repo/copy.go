@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/iot49/ide49-backup/backup"
+	"github.com/iot49/ide49-backup/backup/crypt"
 )
 
 // ErrSameRepository says that a repository was to be copied to itself.
@@ -329,5 +330,6 @@ func (w *Writer) copyBlob(ctx context.Context, b PackedBlob, packed, plain []byt
 	if packed == nil || !b.Compressed() {
 		return w.pack(ctx, b.Blob, plain)
 	}
-	return w.place(ctx, PackedBlob{Blob: b.Blob, Plain: b.Plain}, packed)
+	entry := PackedBlob{Blob: b.Blob, Plain: b.Plain, Length: uint32(len(packed) + crypt.Overhead)}
+	return int(entry.Length), w.place(ctx, entry, packed, false)
 }

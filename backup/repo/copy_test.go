@@ -15,9 +15,9 @@ import (
 	"github.com/iot49/ide49-backup/backup/repo"
 )
 
-// history makes n snapshots of two volumes, each with some files of the one
+// copyHistory makes n snapshots of two volumes, each with some files of the one
 // before, some new ones and a folder that stays.
-func history(t *testing.T, r *repo.Repo, n int) []*backup.Snapshot {
+func copyHistory(t *testing.T, r *repo.Repo, n int) []*backup.Snapshot {
 	t.Helper()
 	for i := range n {
 		s := &backup.Snapshot{
@@ -108,7 +108,7 @@ func copyAll(t *testing.T, dst, src *repo.Repo) repo.CopyResult {
 
 func TestCopy(t *testing.T) {
 	src := newRepo(t, mem.New(), repo.Options{})
-	from := history(t, src, 8)
+	from := copyHistory(t, src, 8)
 	be := mem.New()
 	dst := newRepo(t, be, repo.Options{})
 
@@ -141,7 +141,7 @@ func TestCopy(t *testing.T) {
 	if res := copyAll(t, src, again); res.Copied != 0 || res.Known != 8 {
 		t.Errorf("copy back: %+v", res)
 	}
-	history(t, src, 9) // eight again, at the same times, and a new one
+	copyHistory(t, src, 9) // eight again, at the same times, and a new one
 	if res := copyAll(t, again, src); res.Copied != 9 || res.Blobs == 0 || res.Blobs > 4 {
 		t.Errorf("copy of one more: %+v", res)
 	}
@@ -178,7 +178,7 @@ func TestInitLike(t *testing.T) {
 // and the next one finishes it.
 func TestCopyCrash(t *testing.T) {
 	src := newRepo(t, mem.New(), repo.Options{})
-	from := history(t, src, 6)
+	from := copyHistory(t, src, 6)
 	empty := mem.New()
 	newRepo(t, empty, repo.Options{})
 	crashes := 0
@@ -226,7 +226,7 @@ func TestCopyCrash(t *testing.T) {
 // that what is below it is there.
 func TestCopyDoesNotTrustTrees(t *testing.T) {
 	src := newRepo(t, mem.New(), repo.Options{})
-	from := history(t, src, 1)
+	from := copyHistory(t, src, 1)
 	be := mem.New()
 	dst := newRepo(t, be, repo.Options{})
 	root, err := src.Tree(t.Context(), *from[0].Tree)
@@ -247,7 +247,7 @@ func TestCopyDoesNotTrustTrees(t *testing.T) {
 func TestCopyFromDamaged(t *testing.T) {
 	be := mem.New()
 	src := newRepo(t, be, repo.Options{})
-	from := history(t, src, 3)
+	from := copyHistory(t, src, 3)
 	// Damage one data pack.
 	for info, err := range be.List(t.Context(), backend.Packs) {
 		if err != nil {

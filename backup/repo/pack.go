@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -196,94 +195,114 @@ func (r *Repo) openHeader(tail []byte, n, size int64) ([]PackedBlob, error) {
 	return blobs, nil
 }
 
-// wholePack is the size in bytes up to which VerifyPack holds a pack in
-// memory; larger ones are read in pieces, twice.
-const wholePack = 40 << 20
+// verifyPiece is about how many bytes VerifyPack reads at once.
+const verifyPiece = 2 << 20
 
 // VerifyPack reads a whole pack and verifies every byte: that it hashes to its
 // name, its header, and each blob that the header or indexed names. indexed is
 // what the index says of the pack, sorted by offset; that the header agrees is
 // verified too. fn is called for each blob, in order of offsets, with what is
-// wrong with it. The result is what is wrong with the pack as a whole, or the
-// failure to read it; a single error may stand for several.
+// wrong with it. The result is what is wrong with the pack as a whole; several
+// errors may be joined. What can't be read in one piece is tried blob by blob.
 func (r *Repo) VerifyPack(ctx context.Context, pack backup.ID, size int64, indexed []PackedBlob, fn func(b PackedBlob, err error)) error {
 	k := backend.Key{Kind: backend.Packs, ID: pack}
-	var data []byte // the whole pack, or nil
-	var named []PackedBlob
-	var hash backup.ID
-	var headerErr error
-	if size <= wholePack {
+	hash := sha256.New()
+	var problems error
+	fail := func(err error) { problems = errors.Join(problems, err) }
+
+	end := int64(0) // of what was verified
+	if PackSize(indexed) == size {
+		// The layout is likely as it should be: one pass is enough.
 		var err error
-		if data, err = r.be.Get(ctx, k, 0, -1); err != nil {
-			return err
+		if end, err = r.verifyBlobs(ctx, k, indexed, hash, fn); err != nil {
+			fail(err)
 		}
-		size = int64(len(data))
-		hash = backup.Hash(data)
-		var n int64
-		if n, headerErr = headerSize(data, size); headerErr == nil {
-			named, headerErr = r.openHeader(data, n, size)
+	}
+	for off := end; off < size && ctx.Err() == nil; off += verifyPiece {
+		piece, err := r.be.Get(ctx, k, off, min(verifyPiece, size-off))
+		if err != nil {
+			fail(err)
+			break
 		}
-		if headerErr != nil {
-			headerErr = fmt.Errorf("header of %s: %w", k, headerErr)
-		}
-	} else {
-		h := sha256.New()
-		for off := int64(0); off < size; off += maxRead {
-			piece, err := r.be.Get(ctx, k, off, min(maxRead, size-off))
-			if err != nil {
-				return err
-			}
-			h.Write(piece)
-		}
-		hash = backup.ID(h.Sum(nil))
-		named, headerErr = r.ReadHeader(ctx, pack, size)
+		hash.Write(piece)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	var problems error
-	if hash != pack {
-		problems = fmt.Errorf("%s: its contents have the hash %s: %w", k, hash.Short(), ErrDamaged)
+	if got := backup.ID(hash.Sum(nil)); problems == nil && got != pack {
+		fail(fmt.Errorf("%s: its contents have the hash %s: %w", k, got.Short(), ErrDamaged))
 	}
+	named, err := r.ReadHeader(ctx, pack, size)
 	blobs := named
-	same := slices.Equal(named, indexed)
 	switch {
-	case headerErr != nil:
-		problems = errors.Join(problems, headerErr)
+	case err != nil:
+		fail(err)
 		blobs = indexed
-	case !same && !containsAll(named, indexed):
-		problems = errors.Join(problems, fmt.Errorf("%s: its header and the index do not agree: %w", k, ErrDamaged))
+	case slices.Equal(named, indexed), containsAll(named, indexed):
+	default:
+		fail(fmt.Errorf("%s: its header and the index do not agree: %w", k, ErrDamaged))
 		blobs = mergeBlobs(named, indexed)
 	}
-	if data == nil {
-		return errors.Join(problems, r.ReadBlobs(ctx, pack, blobs, func(b PackedBlob, _ []byte, err error) error {
-			fn(b, err)
-			return nil
-		}))
+	if end > 0 {
+		if slices.Equal(blobs, indexed) {
+			return problems
+		}
+		blobs = slices.DeleteFunc(slices.Clone(blobs), func(b PackedBlob) bool { return slices.Contains(indexed, b) })
 	}
-	var scratch []byte
-	for i, b := range blobs {
-		if i%64 == 0 && ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if int64(b.Offset)+int64(b.Length) > size {
-			fn(b, fmt.Errorf("%s: it ends beyond the end of %s: %w", b.Blob, k, ErrDamaged))
-			continue
-		}
-		sealed := data[b.Offset : b.Offset+b.Length]
-		if !same {
-			sealed = bytes.Clone(sealed) // others may overlap it
-		}
-		if b.Compressed() && cap(scratch) < int(b.Plain) {
-			scratch = make([]byte, 0, b.Plain)
-		}
-		_, err := r.open(b, sealed, scratch)
-		if err != nil {
-			err = fmt.Errorf("%s: %w", k, err)
-		}
+	err = r.ReadBlobs(ctx, pack, blobs, func(b PackedBlob, _ []byte, err error) error {
 		fn(b, err)
+		return nil
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	return problems
+	return errors.Join(problems, err)
+}
+
+// verifyBlobs verifies blobs that stand one after the other from the start of
+// a pack, and hashes them on the way. It returns where they end.
+func (r *Repo) verifyBlobs(ctx context.Context, k backend.Key, blobs []PackedBlob, hash io.Writer, fn func(b PackedBlob, err error)) (end int64, problem error) {
+	var scratch []byte
+	for len(blobs) > 0 {
+		start := end
+		n := 0
+		for n < len(blobs) && end-start < verifyPiece {
+			end += int64(blobs[n].Length)
+			n++
+		}
+		buf, err := r.be.Get(ctx, k, start, end-start)
+		switch {
+		case ctx.Err() != nil:
+			return end, ctx.Err()
+		case err != nil:
+			if problem == nil {
+				problem = err
+			}
+			err = r.ReadBlobs(ctx, k.ID, blobs[:n], func(b PackedBlob, _ []byte, err error) error {
+				fn(b, err)
+				return nil
+			})
+			if err != nil {
+				return end, err
+			}
+		default:
+			hash.Write(buf)
+			at := int64(0)
+			for _, b := range blobs[:n] {
+				if b.Compressed() && cap(scratch) < int(b.Plain) {
+					scratch = make([]byte, 0, b.Plain)
+				}
+				_, err := r.open(b, buf[at:at+int64(b.Length)], scratch)
+				if err != nil {
+					err = fmt.Errorf("%s: %w", k, err)
+				}
+				fn(b, err)
+				at += int64(b.Length)
+			}
+		}
+		blobs = blobs[n:]
+	}
+	return end, problem
 }
 
 // containsAll reports whether all holds each of some. Both are sorted by
@@ -392,8 +411,24 @@ func (r *Repo) ReadBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob
 
 // readBlobs is ReadBlobs that also gives each blob as it is packed.
 func (r *Repo) readBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob, fn func(b PackedBlob, packed, plain []byte, err error) error) error {
-	k := backend.Key{Kind: backend.Packs, ID: pack}
 	var scratch []byte
+	return r.readSealed(ctx, pack, blobs, func(b PackedBlob, sealed []byte, err error) error {
+		var packed, plain []byte
+		if err == nil {
+			if b.Compressed() && cap(scratch) < int(b.Plain) {
+				scratch = make([]byte, 0, b.Plain)
+			}
+			if packed, plain, err = r.unseal(b, sealed, scratch); err != nil {
+				err = fmt.Errorf("read pack %s: %w", pack.Short(), err)
+			}
+		}
+		return fn(b, packed, plain, err)
+	})
+}
+
+// readSealed is ReadBlobs without opening the blobs. fn may change sealed.
+func (r *Repo) readSealed(ctx context.Context, pack backup.ID, blobs []PackedBlob, fn func(b PackedBlob, sealed []byte, err error) error) error {
+	k := backend.Key{Kind: backend.Packs, ID: pack}
 	for len(blobs) > 0 {
 		start := uint64(blobs[0].Offset)
 		end := start + uint64(blobs[0].Length)
@@ -414,7 +449,7 @@ func (r *Repo) readBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob
 		if err != nil && n > 1 {
 			// The pack may be cut in the middle: save what is before it.
 			for i := range n {
-				if err := r.readBlobs(ctx, pack, blobs[i:i+1], fn); err != nil {
+				if err := r.readSealed(ctx, pack, blobs[i:i+1], fn); err != nil {
 					return err
 				}
 			}
@@ -422,18 +457,12 @@ func (r *Repo) readBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob
 			continue
 		}
 		for _, b := range blobs[:n] {
-			var packed, plain []byte
-			blobErr := err
+			var sealed []byte
 			if err == nil {
 				at := uint64(b.Offset) - start
-				if b.Compressed() && cap(scratch) < int(b.Plain) {
-					scratch = make([]byte, 0, b.Plain)
-				}
-				if packed, plain, blobErr = r.unseal(b, buf[at:at+uint64(b.Length)], scratch); blobErr != nil {
-					blobErr = fmt.Errorf("read %s: %w", k, blobErr)
-				}
+				sealed = buf[at : at+uint64(b.Length)]
 			}
-			if err := fn(b, packed, plain, blobErr); err != nil {
+			if err := fn(b, sealed, err); err != nil {
 				return err
 			}
 		}

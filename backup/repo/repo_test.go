@@ -106,6 +106,22 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// Blobs larger than a pack come between small ones without harming them.
+func TestBlobsLargerThanPacks(t *testing.T) {
+	be := mem.New()
+	r := newRepo(t, be, repo.Options{PackSize: repo.MinPackSize, Compression: repo.Off})
+	var blobs [][]byte
+	for i := range 12 {
+		blobs = append(blobs, payload(uint64(100+i), 1000), payload(uint64(200+i), 4<<20+i*400_000), payload(uint64(300+i), 700_000))
+	}
+	ids := save(t, r, blobs...)
+	for i, id := range ids {
+		if got, err := reopen(t, be).Blob(t.Context(), backup.DataBlob, id); err != nil || !bytes.Equal(got, blobs[i]) {
+			t.Errorf("blob %d of %d bytes: %v", i, len(blobs[i]), err)
+		}
+	}
+}
+
 func TestDeduplication(t *testing.T) {
 	be := mem.New()
 	r := newRepo(t, be, repo.Options{})

@@ -94,6 +94,9 @@ func (r *Repo) RemoveSnapshot(ctx context.Context, id backup.ID) error {
 	if err := r.lockHeld(ctx); err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", id.Short(), err)
 	}
+	if err := r.writable(); err != nil {
+		return fmt.Errorf("remove snapshot %s: %w", id.Short(), err)
+	}
 	err := r.be.Delete(ctx, backend.Key{Kind: backend.Snapshots, ID: id})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove snapshot %s: %w", id.Short(), err)

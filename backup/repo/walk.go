@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -203,7 +205,7 @@ func (r *Repo) Used(ctx context.Context, snapshots []*backup.Snapshot) (*BlobSet
 	}
 	err := r.Walk(ctx, roots, func(id backup.ID, t *backup.Tree, err error) error {
 		if err != nil {
-			if errors.Is(err, backup.ErrMalformed) {
+			if errors.Is(err, backup.ErrMalformed) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, io.ErrUnexpectedEOF) {
 				err = fmt.Errorf("%w: %w", err, ErrDamaged)
 			}
 			return err

@@ -110,6 +110,16 @@ func (w *Writer) Save(ctx context.Context, kind backup.BlobKind, plain []byte) (
 	return s, err
 }
 
+// SaveCopy stores a blob even if it is there already: for a copy that is known
+// to be intact, beside others that may not be.
+func (w *Writer) SaveCopy(ctx context.Context, kind backup.BlobKind, plain []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_, err := w.pack(ctx, backup.Blob{Kind: kind, ID: backup.Hash(plain)}, plain)
+	return err
+}
+
 // SaveTree encodes and stores a tree.
 func (w *Writer) SaveTree(ctx context.Context, t *backup.Tree) (Saved, error) {
 	scratch := w.scratch.Get().(*[]byte)
@@ -136,8 +146,8 @@ func (w *Writer) claim(b backup.Blob) bool {
 	return true
 }
 
-// pack compresses a blob and places it. It returns the bytes that the blob
-// takes.
+// pack compresses a blob and seals it into a pack. It returns the bytes that
+// the blob takes.
 func (w *Writer) pack(ctx context.Context, b backup.Blob, plain []byte) (int, error) {
 	scratch := w.scratch.Get().(*[]byte)
 	defer w.scratch.Put(scratch)
@@ -149,25 +159,23 @@ func (w *Writer) pack(ctx context.Context, b backup.Blob, plain []byte) (int, er
 	} else {
 		packed = plain
 	}
-	return w.place(ctx, entry, packed)
+	entry.Length = uint32(len(packed) + crypt.Overhead)
+	return int(entry.Length), w.place(ctx, entry, packed, false)
 }
 
-// place seals what a blob is stored as into a pack, which it writes if it is
-// full then. entry has the blob and, if it is compressed, its length as
-// plaintext. It returns the bytes that the blob takes.
-func (w *Writer) place(ctx context.Context, entry PackedBlob, packed []byte) (int, error) {
-	n := len(packed) + crypt.Overhead
-	entry.Length = uint32(n)
-
+// place puts a blob into a pack, which it writes if it is full then. The bytes
+// are sealed already, or get sealed.
+func (w *Writer) place(ctx context.Context, entry PackedBlob, data []byte, sealed bool) error {
+	n := int(entry.Length)
 	p := w.lockPacker(entry.Kind)
 	if len(p.blobs) > 0 && len(p.buf)+n > cap(p.buf)-slack/2 {
 		// No room for this one and a header: it begins the next pack.
 		if err := w.finish(ctx, p); err != nil {
 			p.mu.Unlock()
-			return n, err
+			return err
 		}
 	}
-	if size := max(w.r.opt.PackSize, n) + slack; cap(p.buf) < size {
+	if size := max(w.r.opt.PackSize, n) + slack; len(p.blobs) == 0 && cap(p.buf) < size {
 		p.buf = make([]byte, 0, size)
 	}
 	off := len(p.buf)
@@ -178,13 +186,21 @@ func (w *Writer) place(ctx context.Context, entry PackedBlob, packed []byte) (in
 	if off+n < w.r.opt.PackSize {
 		p.sealing.Add(1)
 		p.mu.Unlock()
-		w.r.key.Seal(room, packed)
+		w.fill(room, data, sealed)
 		p.sealing.Done()
-		return n, nil
+		return nil
 	}
 	defer p.mu.Unlock()
-	w.r.key.Seal(room, packed)
-	return n, w.finish(ctx, p)
+	w.fill(room, data, sealed)
+	return w.finish(ctx, p)
+}
+
+func (w *Writer) fill(room, data []byte, sealed bool) {
+	if sealed {
+		copy(room[:len(data)], data)
+		return
+	}
+	w.r.key.Seal(room, data)
 }
 
 // lockPacker returns a packer for blobs of a kind, locked: for data one at

@@ -291,6 +291,52 @@ func (s *Store) get(ctx context.Context, k backend.Key, off, n int64) ([]byte, e
 	return data, nil
 }
 
+// Evict implements backend.Evicter. The error matches errors.ErrUnsupported
+// where the file is in memory afterwards, as on tmpfs. What the device itself
+// caches is out of reach.
+func (s *Store) Evict(ctx context.Context, k backend.Key) error {
+	err := ctx.Err()
+	if err == nil {
+		err = s.evict(k)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s past the cache: %w", k, plain(err))
+	}
+	return nil
+}
+
+func (s *Store) evict(k backend.Key) error {
+	f, err := s.root.Open(k.Path())
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fdErr error
+	err = c.Control(func(fd uintptr) {
+		inMemory := fmt.Errorf("the file system keeps the file in memory: %w", errors.ErrUnsupported)
+		var st unix.Statfs_t
+		if fdErr = unix.Fstatfs(int(fd), &st); fdErr == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC) {
+			fdErr = inMemory
+		}
+		if fdErr != nil {
+			return
+		}
+		if fdErr = unix.Fadvise(int(fd), 0, 0, unix.FADV_DONTNEED); fdErr != nil {
+			return
+		}
+		// A read that may not wait succeeds only if the page is in memory
+		// still. Where that can't be asked, take the kernel's word.
+		if n, err := unix.Preadv2(int(fd), [][]byte{make([]byte, 1)}, 0, unix.RWF_NOWAIT); err == nil && n > 0 {
+			fdErr = inMemory
+		}
+	})
+	return errors.Join(err, fdErr)
+}
+
 // List implements backend.Backend. Whatever is not named like an object is
 // passed over.
 func (s *Store) List(ctx context.Context, kind backend.Kind) iter.Seq2[backend.Info, error] {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/iot49/ide49-backup/backup"
 	"github.com/iot49/ide49-backup/backup/backend"
 	"github.com/iot49/ide49-backup/backup/backend/backendtest"
@@ -267,5 +269,42 @@ func TestReadOnly(t *testing.T) {
 	}
 	if got, err := s.Get(t.Context(), k, 0, -1); err != nil || string(got) != "x" {
 		t.Errorf("Get: %q, %v", got, err)
+	}
+}
+
+// On a disk, a file that was evicted is not in memory any more: the next read
+// comes from the device. On tmpfs that can't be.
+func TestEvict(t *testing.T) {
+	key := backend.Key{Kind: backend.Packs, ID: backup.Hash([]byte("x"))}
+	for dir, inMemory := range map[string]bool{t.TempDir(): false, "/dev/shm": true} {
+		name, err := os.MkdirTemp(dir, "evict")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(name)
+		var st unix.Statfs_t
+		if err := unix.Statfs(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		inMemory = inMemory || st.Type == unix.TMPFS_MAGIC
+		s, err := local.Create(name+"/r", local.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+		if err := s.Put(t.Context(), key, data); err != nil {
+			t.Fatal(err)
+		}
+		err = s.Evict(t.Context(), key)
+		if inMemory != errors.Is(err, errors.ErrUnsupported) || !inMemory && err != nil {
+			t.Errorf("%s: %v", dir, err)
+		}
+		if got, err := s.Get(t.Context(), key, 0, -1); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%s: %d bytes, %v", dir, len(got), err)
+		}
+		if err := s.Evict(t.Context(), backend.Key{Kind: backend.Packs}); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", dir, err)
+		}
 	}
 }
