@@ -260,21 +260,30 @@ func locked(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(errors.Join(err, r.Close()))
 }
 
-// history saves args[0] snapshots of mosquitto, one of each of the last days,
-// with the tags of args[1:].
+// history saves args[0] snapshots of mosquitto, one of each of the last days (of
+// the next days, if it is negative), with the tags of args[1:].
 func history(ts *testscript.TestScript, neg bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	r := openRepository(ts)
 	all, err := r.Snapshots(context.Background())
 	ts.Check(err)
-	i := slices.IndexFunc(all, func(s *backup.Snapshot) bool { return s.Volume() == "mosquitto" })
-	if i < 0 {
+	var newest *backup.Snapshot
+	for _, s := range all {
+		if s.Volume() == "mosquitto" {
+			newest = s
+		}
+	}
+	if newest == nil {
 		ts.Fatalf("take a snapshot first")
 	}
+	step := -1
+	if n < 0 {
+		n, step = -n, 1
+	}
 	for day := 1; day <= n; day++ {
-		s := *all[i]
-		s.Time = all[i].Time.AddDate(0, 0, -day)
+		s := *newest
+		s.Time = newest.Time.AddDate(0, 0, step*day)
 		s.Tags = append([]string{backup.VolumeTag + "mosquitto"}, args[1:]...)
 		_, err := r.SaveSnapshot(context.Background(), &s)
 		ts.Check(err)
