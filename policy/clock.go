@@ -71,7 +71,7 @@ func (m machine) clock(stateDir string, now time.Time) (retention.Clock, error) 
 func (m machine) remember(stateDir string, now time.Time) error {
 	text, err := json.Marshal(clockRecord{now.Round(0), m.boot(), m.sinceBoot()})
 	if err == nil {
-		err = writeDurably(filepath.Join(stateDir, clockFile), append(text, '\n'))
+		err = WriteDurably(filepath.Join(stateDir, clockFile), append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("remember the clock: %w", err)

@@ -64,7 +64,7 @@ func (c *Config) deviceName(stateDir string, hostname func() (string, error)) (D
 	if err := name.UnmarshalText([]byte(host)); err != nil {
 		return "", nil, fmt.Errorf("device name from the machine: %w; set device in the configuration", err)
 	}
-	if err := writeDurably(path, []byte(host+"\n")); err != nil {
+	if err := WriteDurably(path, []byte(host+"\n")); err != nil {
 		return "", nil, fmt.Errorf("remember the device name: %w", err)
 	}
 	var problems []Problem
@@ -97,9 +97,9 @@ func looksLikeContainer(host string) bool {
 	return len(host) == 12 && strings.Trim(host, "0123456789abcdef") == ""
 }
 
-// writeDurably puts data into a file that is there in full or not at all,
-// also after a power cut.
-func writeDurably(path string, data []byte) error {
+// WriteDurably puts data into a file that is there in full or not at all, also
+// after a power cut: for small files of the state folder.
+func WriteDurably(path string, data []byte) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {

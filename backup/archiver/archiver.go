@@ -89,6 +89,8 @@ type Observer struct {
 	Item func(v backup.Volume, rel string, c Change, size uint64)
 	// Problem is called for everything that could not be read.
 	Problem func(v backup.Volume, p Problem)
+	// Wrote is called once all is durable, with the packs that were written.
+	Wrote func(packs []backup.ID)
 }
 
 // A Change says how an entry differs from the parent snapshot.
@@ -171,6 +173,9 @@ func Run(ctx context.Context, r *repo.Repo, sources []Source, job Job, obs Obser
 	})
 	if err != nil {
 		return nil, fmt.Errorf("back up: %w", err)
+	}
+	if obs.Wrote != nil {
+		obs.Wrote(a.w.Packs())
 	}
 	for _, res := range results {
 		if res.Err != nil {

@@ -250,6 +250,11 @@ func (a *app) archive(ctx context.Context, s *session, job *backupJob) ([]*archi
 	defer m.stop()
 	var current *row // volumes come one after the other
 	obs := archiver.Observer{
+		Wrote: func(packs []backup.ID) {
+			if !job.dryRun {
+				a.rememberWritten(s, packs)
+			}
+		},
 		Start: func(v backup.Volume, parent *backup.Snapshot) {
 			var expect uint64
 			if parent != nil && parent.Summary != nil {

@@ -13,23 +13,37 @@ import (
 // errDamageFound says that a check has found damage, which was printed.
 var errDamageFound = errors.New("the repository is damaged")
 
+type checkFlags struct {
+	read    string
+	written bool
+	drill   int
+}
+
 func (a *app) checkCommand() *cobra.Command {
-	var read string
+	var f checkFlags
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Look for damage, and name the files it affects",
 		Long: `Looks at the structure of the repository: every snapshot and folder is there and
 well-formed, every part of a file is in the index, every pack has its size. With
---read, bytes are read and verified too. Nothing is changed.`,
+--read, bytes are read and verified too; a share such as 5% goes on where the
+last one ended, so that twenty of them read everything. Nothing is changed.`,
 		Example: `  ide49-backup check
   ide49-backup check --read 5%
-  ide49-backup check --read all`,
+  ide49-backup check --read all
+  ide49-backup check --written
+  ide49-backup check --drill 20`,
 		Args:              positional(cobra.NoArgs),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			selection, err := check.ParseSelection(read)
-			if err != nil {
+			if _, err := check.ParseSelection(f.read); err != nil {
 				return &usageError{fmt.Errorf("--read: %w", err)}
+			}
+			if f.written && f.read != "" {
+				return usagef("--written and --read exclude each other; give one of them")
+			}
+			if f.drill < 0 {
+				return usagef("--drill %d: give a number of files", f.drill)
 			}
 			cfg, err := a.config()
 			if err != nil {
@@ -40,11 +54,16 @@ well-formed, every part of a file is in the index, every pack has its size. With
 				return err
 			}
 			return a.withRepository(cmd.Context(), p, access{}, func(ctx context.Context, s *session) error {
-				return a.check(ctx, s, selection)
+				if err := a.check(ctx, s, f); err != nil || f.drill == 0 {
+					return err
+				}
+				return a.drill(ctx, s, f.drill)
 			})
 		},
 	}
-	cmd.Flags().StringVar(&read, "read", "", "verify the bytes of a `part` too: a share as 5%, a part as 3/10, or all")
+	cmd.Flags().StringVar(&f.read, "read", "", "verify the bytes of a `part` too: the next share as 5%, a part as 3/10, or all")
+	cmd.Flags().BoolVar(&f.written, "written", false, "read again, from the device, what the last backup wrote")
+	cmd.Flags().IntVar(&f.drill, "drill", 0, "restore `N` files at random to a scratch folder and compare them")
 	complete(cmd, "read", words("5%", "1/10", "all"))
 	return cmd
 }
@@ -63,8 +82,15 @@ type damageLine struct {
 	Path     string `json:"path"`
 }
 
-func (a *app) check(ctx context.Context, s *session, selection check.Selection) error {
+func (a *app) check(ctx context.Context, s *session, f checkFlags) error {
+	selection, done, err := a.selection(s, f)
+	if err != nil {
+		return err
+	}
 	problems, failure := a.findDamage(ctx, s, selection)
+	if err := done(); err != nil {
+		a.warn("remember how far reading has come: %v", err)
+	}
 	damage := 0
 	lines := []problemLine{}
 	for _, p := range problems {

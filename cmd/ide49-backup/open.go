@@ -133,6 +133,7 @@ type access struct {
 	dryRun   bool // what is written goes nowhere
 	brief    bool // no lock: a look that a change meanwhile does not harm
 	locksToo bool // no lock: fn takes or removes locks itself
+	alone    bool // an exclusive lock: nobody else uses the repository meanwhile
 	index    bool // the index is loaded
 	options  repo.Options
 }
@@ -190,7 +191,7 @@ func (a *app) withRepository(ctx context.Context, p place, acc access, fn func(c
 	if acc.brief {
 		return work(ctx)
 	}
-	return r.WithLock(ctx, false, work)
+	return r.WithLock(ctx, acc.alone, work)
 }
 
 // options says how a repository is opened. Where there is no place for a

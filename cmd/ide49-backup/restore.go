@@ -526,7 +526,7 @@ func (a *app) restoreAll(ctx context.Context, s *session, job *restoreJob, parts
 	if job.flags.dryRun || len(busy) == 0 {
 		return a.restoreEnd(job, parts, time.Now())
 	}
-	if err := a.confirm(ctx, job); err != nil {
+	if err := a.confirm(ctx, job.flags.yes, "Restore this?"); err != nil {
 		return err
 	}
 	start := time.Now()
@@ -676,11 +676,11 @@ func (a *app) showPlan(job *restoreJob, parts []*part) error {
 var errDeclined = errors.New("not confirmed; nothing was changed")
 
 // confirm asks whether to go on, if there is somebody to ask.
-func (a *app) confirm(ctx context.Context, job *restoreJob) error {
-	if job.flags.yes || a.json || !terminal(a.stdin) || !terminal(a.stderr) {
+func (a *app) confirm(ctx context.Context, yes bool, question string) error {
+	if yes || a.json || !terminal(a.stdin) || !terminal(a.stderr) {
 		return nil
 	}
-	fmt.Fprint(a.stderr, "Restore this? [y/N] ")
+	fmt.Fprint(a.stderr, question, " [y/N] ")
 	line, err := bufio.NewReader(interruptible(ctx, a.stdin)).ReadString('\n')
 	if ctx.Err() != nil {
 		fmt.Fprintln(a.stderr)

@@ -28,6 +28,8 @@ func verbs() []func(*app) *cobra.Command {
 		(*app).copyCommand,
 		(*app).statsCommand,
 		(*app).checkCommand,
+		(*app).pruneCommand,
+		(*app).repairCommand,
 		(*app).forgetCommand,
 		(*app).pinCommand,
 		(*app).unpinCommand,
