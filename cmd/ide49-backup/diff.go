@@ -46,7 +46,7 @@ permissions, times or attributes. With one --at, the newest is the other side.
 			return usagef("--at: there are two sides")
 		}
 		return a.look(cmd.Context(), *host, func(ctx context.Context, l *looker) error {
-			return a.diff(ctx, l, args, metadata)
+			return a.buffered(func() error { return a.diff(ctx, l, args, metadata) })
 		})
 	}
 	return cmd

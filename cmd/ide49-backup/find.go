@@ -79,7 +79,7 @@ stand for anything within a name, ** for folders.`,
 				}
 				q.Before = m.Time
 			}
-			return a.find(ctx, l, q, *volumes)
+			return a.buffered(func() error { return a.find(ctx, l, q, *volumes) })
 		})
 	}
 	return cmd

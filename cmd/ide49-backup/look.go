@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -78,6 +79,19 @@ func (a *app) look(ctx context.Context, host string, fn func(ctx context.Context
 	return a.withRepository(ctx, p, access{readOnly: true, brief: true, index: true}, func(ctx context.Context, s *session) error {
 		return fn(ctx, &looker{s, cfg, browse.New(s.repo, browse.Options{}), host})
 	})
+}
+
+// buffered runs fn, whose output of maybe many lines is gathered.
+func (a *app) buffered(fn func() error) error {
+	direct := a.stdout
+	out := bufio.NewWriterSize(direct, 64<<10)
+	a.stdout = out
+	defer func() { a.stdout = direct }()
+	if err := fn(); err != nil {
+		_ = out.Flush() // what there is; fn's error is the one to tell
+		return err
+	}
+	return out.Flush()
 }
 
 // chosen returns the snapshots of a device, those of some volumes if any are

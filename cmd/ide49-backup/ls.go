@@ -32,7 +32,7 @@ func (a *app) lsCommand() *cobra.Command {
 	host := a.hostFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return a.look(cmd.Context(), *host, func(ctx context.Context, l *looker) error {
-			return a.ls(ctx, l, args, recursive, sizes, names)
+			return a.buffered(func() error { return a.ls(ctx, l, args, recursive, sizes, names) })
 		})
 	}
 	return cmd
