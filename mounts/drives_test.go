@@ -104,8 +104,10 @@ func newFleet(t *testing.T, cfg DriveConfig) *fleet {
 	f := &fleet{t: t, root: cfg.Mount}
 	d, err := NewDrives(cfg, DriveEvents{
 		Changed: func(d Drive) { f.note(func() { f.changed = append(f.changed, d) }) },
-		Removed: func(d Drive, l Loss) { f.note(func() { f.removed, f.losses = append(f.removed, d), append(f.losses, l) }) },
-		Failed:  func(err error) { f.note(func() { f.failed = append(f.failed, err) }) },
+		Removed: func(d Drive, l Loss) {
+			f.note(func() { f.removed, f.losses = append(f.removed, d), append(f.losses, l) })
+		},
+		Failed: func(err error) { f.note(func() { f.failed = append(f.failed, err) }) },
 	})
 	if err != nil {
 		t.Fatal(err)
