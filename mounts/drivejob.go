@@ -36,7 +36,7 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 		return nil, err
 	}
 	if shared {
-		m.note = "it is in use elsewhere too, in another container or by the system; the options are those of its first mount"
+		m.note = j.elsewhere()
 	} else if j.fsck == FsckAuto && !readOnly {
 		if why := checkFileSystem(ctx, j.node, j.spec.Type, j.fsckLimit); why != "" {
 			readOnly, m.reason = true, why
@@ -87,6 +87,17 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 	}
 	m.since = time.Now()
 	return m, nil
+}
+
+// elsewhere says who else has mounted the device.
+func (j *mountJob) elsewhere() string {
+	who := "in another container or by the system"
+	if views, err := namespaces(j.proc); err == nil {
+		if others := mountsFrom(j.proc, views, 0, isFrom(j.device)); len(others) > 0 {
+			who = others[0].String()
+		}
+	}
+	return "it is in use elsewhere too (" + who + "); the options are those of its first mount"
 }
 
 func (c claim) plugging(sysfs string, mountID uint64) *Plugging {

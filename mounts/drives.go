@@ -243,6 +243,7 @@ type driveLoop struct {
 	results chan func()
 	wg      sync.WaitGroup
 	waiting []func() bool // operations that wait until a worker is done
+	answers []func()      // told to callers when the list shows what they did
 	again   bool          // look at the devices once more
 	ending  bool
 
@@ -472,6 +473,10 @@ func (l *driveLoop) look() {
 		l.again = false
 		l.lookOnce()
 	}
+	for _, tell := range l.answers {
+		tell()
+	}
+	l.answers = nil
 }
 
 func (l *driveLoop) lookOnce() {
