@@ -40,6 +40,7 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 	} else if j.fsck == FsckAuto && !readOnly {
 		if why := checkFileSystem(ctx, j.node, j.spec.Type, j.fsckLimit); why != "" {
 			readOnly, m.reason = true, why
+			m.remedy = "eject it and check it by hand, here or on a computer"
 		}
 	}
 
@@ -82,8 +83,10 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 	switch {
 	case m.readOnly && way.readOnly && m.reason == "" && before != nil:
 		m.reason = "mounted read-only, since writing is not possible: " + before.Error()
+		m.remedy = "flip the drive's switch if it has one, or check it on a computer"
 	case m.readOnly && !way.readOnly:
 		m.reason = "the kernel mounted it read-only, since the file system has faults or lacks support for writing"
+		m.remedy = "check it on a computer"
 	}
 	m.since = time.Now()
 	return m, nil

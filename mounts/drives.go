@@ -293,6 +293,7 @@ type mounted struct {
 	plugging *Plugging
 	readOnly bool
 	reason   string // why it is read-only
+	remedy   string // against that
 	note     string
 	since    time.Time
 }
@@ -883,7 +884,7 @@ func (k *drive) show() Drive {
 	case k.mount != nil:
 		d.Name = filepath.Base(k.mount.claim.Path)
 		d.State, d.Path, d.ReadOnly = DriveMounted, k.mount.claim.Path, k.mount.readOnly
-		d.Reason, d.Remedy, d.Note, d.Plugging = k.mount.reason, "", k.mount.note, k.mount.plugging
+		d.Reason, d.Remedy, d.Note, d.Plugging = k.mount.reason, k.mount.remedy, k.mount.note, k.mount.plugging
 	case k.working:
 		d.State = DriveBusy
 	case k.ejected:

@@ -209,7 +209,7 @@ func TestFaultyIsReadOnly(t *testing.T) {
 	s.plug(file)
 	f := newFleet(t, DriveConfig{Also: []string{s.name}})
 	d := f.wait(s.name, DriveMounted)
-	if !d.ReadOnly || !strings.Contains(d.Reason, "check failed") {
+	if !d.ReadOnly || !strings.Contains(d.Reason, "faults that it does not repair") || !strings.Contains(d.Remedy, "by hand") {
 		t.Errorf("%+v", d)
 	}
 }
@@ -645,7 +645,13 @@ func TestPulledOut(t *testing.T) {
 			if entries, err := os.ReadDir(f.root); err != nil || len(entries) != 0 {
 				t.Errorf("left: %v, %v", entries, err)
 			}
-			f.mu.Lock()
+			for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+				f.mu.Lock()
+				if len(f.removed) > 0 || time.Now().After(deadline) {
+					break
+				}
+				f.mu.Unlock()
+			}
 			if len(f.removed) != 1 || f.removed[0].Name != "GONE" || f.removed[0].Path != d.Path {
 				t.Errorf("told: %+v", f.removed)
 			}
