@@ -19,16 +19,29 @@ import (
 // namespace in which nothing is mounted on it any more. Nothing is changed
 // after an error.
 func vanish(c claim) error {
-	done := make(chan error)
-	go func() {
-		// Never unlocked: the thread and its namespace end with this goroutine.
-		runtime.LockOSThread()
-		done <- vanishElsewhere(c)
-	}()
-	if err := <-done; err != nil {
+	if err := onThread(func() error { return vanishElsewhere(c) }); err != nil {
 		return fmt.Errorf("removing the mount folder %s with its mount: %w", c.Path, err)
 	}
 	return nil
+}
+
+// onThread runs f on a thread of its own, which ends with it, so that f may
+// change what belongs to a thread. It is never the main thread: that one does
+// not end, and /proc/self shows its namespaces as the process's.
+func onThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: so the thread ends
+		if unix.Gettid() != unix.Getpid() {
+			done <- f()
+			return
+		}
+		// While this goroutine keeps the main thread, the next gets another.
+		err := onThread(f)
+		runtime.UnlockOSThread()
+		done <- err
+	}()
+	return <-done
 }
 
 func vanishElsewhere(c claim) error {

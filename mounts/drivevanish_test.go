@@ -101,3 +101,20 @@ func TestVanishOther(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestMainThreadStays proves that work on a thread of its own never takes the
+// main thread along: /proc/self would show another namespace from then on.
+func TestMainThreadStays(t *testing.T) {
+	before, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		if err := onThread(func() error { return unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after, err := os.Readlink("/proc/self/ns/mnt"); err != nil || after != before {
+		t.Errorf("%s became %s, %v", before, after, err)
+	}
+}
