@@ -57,24 +57,9 @@ func (m *Machine) plug(ctx context.Context, d Drive) (err error) {
 		}
 		err = m.qmp.execute(ctx, "device_add", args)
 	case UAS:
-		// The guest asks for the units when it sees the adapter, so both must
-		// come at once: the guest stands still in between.
-		err = m.qmp.execute(ctx, "stop", nil)
-		if err == nil {
-			err = m.qmp.execute(ctx, "device_add", object{"driver": "usb-uas", "id": d.ID, "bus": "xhci.0"})
-		}
-		if err == nil {
-			err = m.addDisk(ctx, d, false)
-		}
-		err = errors.Join(err, m.qmp.execute(ctx, "cont", nil))
+		err = m.plugAdapter(ctx, d, "usb-uas", false)
 	case CardReader:
-		err = m.qmp.execute(ctx, "device_add", object{"driver": "usb-bot", "id": d.ID, "bus": "xhci.0", "attached": false})
-		if err == nil {
-			err = m.addDisk(ctx, d, true)
-		}
-		if err == nil {
-			err = m.qmp.execute(ctx, "qom-set", object{"path": "/machine/peripheral/" + d.ID, "property": "attached", "value": true})
-		}
+		err = m.plugAdapter(ctx, d, "usb-bot", true)
 	}
 	if err != nil {
 		return err
@@ -83,16 +68,54 @@ func (m *Machine) plug(ctx context.Context, d Drive) (err error) {
 	return nil
 }
 
+// plugAdapter plugs in an adapter with one disk. A guest asks for the disks
+// once, when it sees the adapter, so the adapter is attached last.
+func (m *Machine) plugAdapter(ctx context.Context, d Drive, driver string, removable bool) error {
+	err := m.qmp.execute(ctx, "device_add", object{"driver": driver, "id": d.ID, "bus": "xhci.0", "attached": false})
+	switch {
+	case err != nil:
+	case d.Image == "":
+		err = m.addEmptySlot(ctx, d)
+	default:
+		err = m.addDisk(ctx, d, removable)
+	}
+	if err == nil {
+		err = m.qmp.execute(ctx, "qom-set", object{"path": "/machine/peripheral/" + d.ID, "property": "attached", "value": true})
+	}
+	return err
+}
+
 // addDisk hangs the disk below the adapter d.ID.
 func (m *Machine) addDisk(ctx context.Context, d Drive, removable bool) error {
-	args := object{"driver": "scsi-hd", "id": d.ID + "-disk", "bus": d.ID + ".0", "removable": removable}
-	if d.Image != "" {
-		args["drive"] = node(d.ID)
-	}
+	args := object{"driver": "scsi-hd", "id": d.ID + "-disk", "bus": d.ID + ".0", "removable": removable, "drive": node(d.ID)}
 	if d.Serial != "" {
 		args["serial"] = d.Serial
 	}
 	return m.qmp.execute(ctx, "device_add", args)
+}
+
+// addEmptySlot is addDisk for a slot without a card. Qemu makes no disk without
+// a medium, so one is put in and taken out again, before the guest sees it.
+func (m *Machine) addEmptySlot(ctx context.Context, d Drive) error {
+	err := m.qmp.execute(ctx, "blockdev-add", object{"node-name": node(d.ID), "driver": "null-co", "size": 512, "read-zeroes": true})
+	if err == nil {
+		err = m.addDisk(ctx, d, true)
+	}
+	if err == nil {
+		err = m.removeMedium(ctx, d.ID)
+	}
+	return err
+}
+
+func (m *Machine) removeMedium(ctx context.Context, id string) error {
+	err := m.qmp.execute(ctx, "blockdev-open-tray", object{"id": id + "-disk", "force": true})
+	if err == nil {
+		err = m.qmp.execute(ctx, "blockdev-remove-medium", object{"id": id + "-disk"})
+	}
+	if err == nil {
+		err = m.qmp.execute(ctx, "blockdev-del", object{"node-name": node(id)})
+	}
+	return err
 }
 
 // node is the name of a drive's content in qemu.
@@ -136,14 +159,7 @@ func (m *Machine) Eject(ctx context.Context, id string) error {
 	if !ok || d.Kind != CardReader || d.Image == "" {
 		return fmt.Errorf("take the card out of %s: no card reader with a card", id)
 	}
-	disk := object{"id": id + "-disk"}
-	err := m.qmp.execute(ctx, "blockdev-open-tray", object{"id": id + "-disk", "force": true})
-	if err == nil {
-		err = m.qmp.execute(ctx, "blockdev-remove-medium", disk)
-	}
-	if err == nil {
-		err = m.qmp.execute(ctx, "blockdev-del", object{"node-name": node(id)})
-	}
+	err := m.removeMedium(ctx, id)
 	if err != nil {
 		return fmt.Errorf("take the card out of %s: %w", id, err)
 	}
@@ -153,14 +169,14 @@ func (m *Machine) Eject(ctx context.Context, id string) error {
 }
 
 // Insert puts a card into a card reader that has none.
-func (m *Machine) Insert(ctx context.Context, id, image string, readOnly bool) error {
+func (m *Machine) Insert(ctx context.Context, id, image string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d, ok := m.plugged[id]
 	if !ok || d.Kind != CardReader || d.Image != "" {
 		return fmt.Errorf("put a card into %s: no card reader without a card", id)
 	}
-	d.Image, d.ReadOnly = image, readOnly
+	d.Image = image
 	err := m.openImage(ctx, d)
 	if err == nil {
 		err = m.qmp.execute(ctx, "blockdev-insert-medium", object{"id": id + "-disk", "node-name": node(id)})
