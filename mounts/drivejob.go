@@ -1,0 +1,127 @@
+package mounts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/iot49/ide49-backup/udev"
+	"golang.org/x/sys/unix"
+)
+
+// A mountJob mounts one drive. It runs beside the loop and owns its claim
+// until it returns.
+type mountJob struct {
+	sysfs, proc string
+	node        string
+	device      udev.Device
+	claim       claim
+	spec        MountSpec
+	fsck        FsckPolicy
+	fsckLimit   time.Duration
+}
+
+// run checks the file system where the policy says so, makes the folder,
+// mounts, and proves that the drive is still the one that was meant. After an
+// error nothing is mounted; the folder is the caller's to remove.
+func (j *mountJob) run(ctx context.Context) (*mounted, error) {
+	m := &mounted{spec: j.spec}
+	readOnly := j.spec.Options.ReadOnly || j.spec.Media
+	if j.spec.Media {
+		m.reason = "the medium is read-only"
+	}
+	shared, err := inUse(j.node)
+	if err != nil {
+		return nil, err
+	}
+	if shared {
+		m.note = "it is in use elsewhere too, in another container or by the system; the options are those of its first mount"
+	} else if j.fsck == FsckAuto && !readOnly {
+		if why := checkFileSystem(ctx, j.node, j.spec.Type, j.fsckLimit); why != "" {
+			readOnly, m.reason = true, why
+		}
+	}
+
+	dir, err := claimDir(j.claim.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	j.claim.Ino, j.claim.Existed = dir.ino, !dir.made
+	way, before, err := mountDevice(ctx, j.node, dir, attempts(j.spec.Type, j.spec.Options, readOnly), j.spec.Options.Exec)
+	if err != nil {
+		return nil, err
+	}
+	undo := func(err error) (*mounted, error) {
+		return nil, errors.Join(err, unix.Unmount(j.claim.Path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+	}
+	id, err := mountID(unix.AT_FDCWD, j.claim.Path)
+	if err != nil {
+		return undo(fmt.Errorf("looking at the new mount %s: %w", j.claim.Path, err))
+	}
+	m.claim = j.claim
+	m.plugging = j.claim.plugging(j.sysfs, id)
+	if err := m.plugging.Alive(); err != nil {
+		return undo(err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(j.claim.Path, &st); err != nil {
+		return undo(fmt.Errorf("looking at the new mount %s: %w", j.claim.Path, err))
+	}
+	m.readOnly = st.Flags&unix.ST_RDONLY != 0
+	switch {
+	case m.readOnly && way.readOnly && m.reason == "" && before != nil:
+		m.reason = "mounted read-only, since writing is not possible: " + before.Error()
+	case m.readOnly && !way.readOnly:
+		m.reason = "the kernel mounted it read-only, since the file system has faults or lacks support for writing"
+	}
+	m.since = time.Now()
+	return m, nil
+}
+
+func (c claim) plugging(sysfs string, mountID uint64) *Plugging {
+	return &Plugging{
+		Device: c.Device, Major: c.Major, Minor: c.Minor, DiskSeq: c.DiskSeq, Partition: c.Partition,
+		UUID: c.UUID, Path: c.Path, MountID: mountID, sysfs: sysfs,
+	}
+}
+
+// inUse reports whether a device is mounted or otherwise claimed by anybody in
+// any namespace: the kernel gives it exclusively to one user.
+func inUse(node string) (bool, error) {
+	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err == unix.EBUSY {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("opening %s: %w", node, err)
+	}
+	return false, unix.Close(fd)
+}
+
+// takeDown removes the mount of a drive that is gone. The mount disappears at
+// once for everybody; whoever has files open gets errors. It reports whether
+// something had not been written.
+func takeDown(m *mounted) (Loss, error) {
+	// Opened before, since afterwards nothing leads there.
+	root, openErr := unix.Open(m.claim.Path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	err := unix.Unmount(m.claim.Path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err == unix.EINVAL || err == unix.ENOENT {
+		err = nil // somebody unmounted it already
+	}
+	if err != nil {
+		err = fmt.Errorf("unmounting %s: %w", m.claim.Path, err)
+	}
+	if openErr != nil {
+		if m.readOnly {
+			return NoLoss, err
+		}
+		return PossibleLoss, err
+	}
+	loss := NoLoss
+	if !m.readOnly && unix.Syncfs(root) != nil {
+		loss = PossibleLoss
+	}
+	return loss, errors.Join(err, unix.Close(root))
+}

@@ -1,0 +1,736 @@
+package mounts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/iot49/ide49-backup/udev"
+	"golang.org/x/sys/unix"
+)
+
+// DriveEvents are called by Run when something happens, one at a time and
+// never after Run returned. They must return soon and may call List, but
+// nothing that waits for Run. Any may be nil.
+type DriveEvents struct {
+	// Changed is called when a drive comes, and when its state, path or reason
+	// changes.
+	Changed func(Drive)
+	// Removed is called when a drive went away. Loss says what is known about
+	// data that had not been written when it was pulled out.
+	Removed func(d Drive, loss Loss)
+	// Failed is called for what concerns no single drive, as an unreadable
+	// mount table. Run goes on.
+	Failed func(error)
+}
+
+// A Loss says whether data was lost when a drive was pulled out.
+type Loss int
+
+// The answers.
+const (
+	NoLoss       Loss = iota // it was not mounted, read-only, or everything had been written
+	PossibleLoss             // something was still to be written
+)
+
+// Drives looks after the drives of this machine. Make it with NewDrives and
+// call Run once; the other methods may be called from any goroutine.
+type Drives struct {
+	cfg    DriveConfig
+	events DriveEvents
+	sysfs  string
+	proc   string
+
+	calls   chan func(*driveLoop)
+	stopped chan struct{}
+
+	mu      sync.Mutex
+	started bool
+	list    []Drive
+}
+
+// ErrNotRunning is answered by methods of Drives that need Run.
+var ErrNotRunning = errors.New("drives are not being looked after")
+
+// NewDrives checks a configuration and returns Drives for it. Nothing is
+// touched before Run.
+func NewDrives(cfg DriveConfig, events DriveEvents) (*Drives, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Drives{
+		cfg: cfg, events: events, sysfs: udev.Sysfs, proc: "/proc",
+		calls: make(chan func(*driveLoop)), stopped: make(chan struct{}),
+	}, nil
+}
+
+// List returns the present drives by name as of the latest change, and their
+// use of space as of now.
+func (d *Drives) List() []Drive {
+	d.mu.Lock()
+	list := slices.Clone(d.list)
+	d.mu.Unlock()
+	for i := range list {
+		list[i].measure()
+	}
+	return list
+}
+
+// measure asks a mounted file system how full it is.
+func (d *Drive) measure() {
+	if d.State != DriveMounted || d.Plugging.Check(d.Path) != nil {
+		return
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.Path, &st); err != nil {
+		return
+	}
+	d.Used = int64(st.Blocks-st.Bfree) * int64(st.Bsize)
+	d.Free = int64(st.Bavail) * int64(st.Bsize)
+}
+
+// Find returns the drive with a name, label, UUID, device name or mount
+// folder. Several answers, as for two drives with one label, are an error, and
+// so is none: errors.Is(err, ErrNoDrive).
+func (d *Drives) Find(what string) (Drive, error) { return findDrive(d.List(), what) }
+
+// ErrNoDrive is wrapped when a drive that was asked for is not plugged in.
+var ErrNoDrive = errors.New("no such drive is plugged in")
+
+func findDrive(list []Drive, what string) (Drive, error) {
+	device := strings.TrimPrefix(what, "/dev/")
+	for _, same := range []func(Drive) bool{
+		func(d Drive) bool { return d.Name == what || d.Path != "" && d.Path == what },
+		func(d Drive) bool { return d.Device == device },
+		func(d Drive) bool { return d.UUID != "" && strings.EqualFold(d.UUID, what) },
+		func(d Drive) bool { return d.Label != "" && d.Label == what },
+	} {
+		var found []Drive
+		for _, drive := range list {
+			if same(drive) {
+				found = append(found, drive)
+			}
+		}
+		switch len(found) {
+		case 0:
+			continue
+		case 1:
+			return found[0], nil
+		}
+		var names []string
+		for _, f := range found {
+			names = append(names, f.Name)
+		}
+		return Drive{}, fmt.Errorf("%q means several drives (%s); name one of them", what, strings.Join(names, ", "))
+	}
+	return Drive{}, fmt.Errorf("drive %q: %w; ide49-backup drives lists those that are", what, ErrNoDrive)
+}
+
+// Run looks after the drives until ctx is done. It first removes what an
+// earlier run left behind, or takes it over. At the end it unmounts the drives
+// that nobody uses and leaves the others mounted for the next run. Only one
+// Run at a time works with a state folder.
+func (d *Drives) Run(ctx context.Context) error {
+	d.mu.Lock()
+	again := d.started
+	d.started = true
+	d.mu.Unlock()
+	if again {
+		return errors.New("drives: Run was called twice")
+	}
+	defer close(d.stopped)
+
+	lock, err := lockState(d.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	l, err := newDriveLoop(d)
+	if err != nil {
+		return err
+	}
+	return l.run(ctx)
+}
+
+// lockState makes sure that no other process works with the same state.
+func lockState(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("drives: making the state folder: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "drives.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("drives: locking the state folder: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if err == unix.EWOULDBLOCK {
+			err = ErrDrivesBusy
+		}
+		return nil, errors.Join(fmt.Errorf("drives: locking the state folder %s: %w", dir, err), f.Close())
+	}
+	return f, nil
+}
+
+// ErrDrivesBusy says that another process looks after the drives.
+var ErrDrivesBusy = errors.New("another process looks after the drives")
+
+// call runs f in the loop and waits until it ran.
+func (d *Drives) call(ctx context.Context, f func(*driveLoop)) error {
+	done := make(chan struct{})
+	select {
+	case d.calls <- func(l *driveLoop) { defer close(done); f(l) }:
+		<-done
+		return nil
+	case <-d.stopped:
+		return ErrNotRunning
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// rescanEvery is how often the devices are listed without any event, in case
+// one was missed.
+const rescanEvery = time.Minute
+
+// mediaPoll is how often a card reader is asked for its card.
+const mediaPoll = 2 * time.Second
+
+// A driveLoop owns all state of Drives. Only the goroutine of Run touches it;
+// workers hand it closures.
+type driveLoop struct {
+	*Drives
+	ctx     context.Context // ends workers
+	nodes   *deviceNodes
+	names   Names
+	record  *record
+	drives  map[string]*drive // by kernel name
+	leaving map[string]bool   // mount folders that are being taken down
+	dirty   map[string]bool   // devices with an event since the last look
+	results chan func()
+	wg      sync.WaitGroup
+	waiting []func() bool // operations that wait until a worker is done
+	again   bool          // look at the devices once more
+	ending  bool
+}
+
+// A drive is one device in one plugging.
+type drive struct {
+	dev     udev.Device
+	probe   *Probe
+	verdict DriveVerdict
+	working bool   // a worker is at it
+	folder  string // that the worker may be mounting at
+	gone    bool   // pulled out; a worker may still be at it
+
+	// stuck holds why the last action failed; it is not tried again before
+	// verdict differs from tried.
+	stuck *stuck
+
+	ejected bool
+	asked   *DriveMountOptions // "drives mount" asked for it
+
+	mount *mounted
+
+	shown Drive // as last published
+	since time.Time
+}
+
+// stuck is an action that failed.
+type stuck struct {
+	tried          DriveVerdict
+	reason, remedy string
+	locked         bool
+}
+
+// mounted is what is known of a mount of ours.
+type mounted struct {
+	claim    claim
+	spec     MountSpec
+	plugging *Plugging
+	readOnly bool
+	reason   string // why it is read-only
+	note     string
+	since    time.Time
+}
+
+func newDriveLoop(d *Drives) (*driveLoop, error) {
+	names, err := loadNames(d.cfg.StateDir)
+	if err != nil {
+		// Losing the names costs a suffix; refusing to start costs backups.
+		d.failed(err)
+		names = Names{}
+	}
+	rec, err := loadRecord(d.cfg.StateDir)
+	if err != nil {
+		d.failed(err)
+		rec = &record{file: filepath.Join(d.cfg.StateDir, recordFile)}
+	}
+	return &driveLoop{
+		Drives: d, names: names, record: rec,
+		nodes:   &deviceNodes{dir: filepath.Join(d.cfg.RunDir, "dev")},
+		drives:  map[string]*drive{},
+		leaving: map[string]bool{},
+		dirty:   map[string]bool{},
+		results: make(chan func()),
+	}, nil
+}
+
+func (d *Drives) failed(err error) {
+	if d.events.Failed != nil {
+		d.events.Failed(err)
+	}
+}
+
+func (l *driveLoop) run(ctx context.Context) (err error) {
+	workers, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	l.ctx = workers
+	defer func() {
+		err = errors.Join(err, l.nodes.Close())
+	}()
+	if err := l.adopt(); err != nil {
+		return err
+	}
+
+	// The watcher keeps reading while the loop works: it only notes names.
+	hints := newHints()
+	watching, unwatch := context.WithCancel(ctx)
+	l.wg.Go(func() { hints.watch(watching) })
+	defer func() {
+		unwatch()
+		stop()
+		l.drain()
+	}()
+
+	rescan := time.NewTicker(rescanEvery)
+	defer rescan.Stop()
+	poll := time.NewTicker(mediaPoll)
+	defer poll.Stop()
+	poll.Stop()
+	polling := false
+
+	l.look()
+	for {
+		if want := l.mustPoll(); want != polling {
+			polling = want
+			if want {
+				poll.Reset(mediaPoll)
+			} else {
+				poll.Stop()
+			}
+		}
+		select {
+		case <-hints.wake:
+			names, errs := hints.take()
+			for _, name := range names {
+				l.dirty[name] = true
+			}
+			for _, err := range errs {
+				l.failed(err)
+			}
+		case f := <-l.results:
+			f()
+		case f := <-l.calls:
+			f(l)
+		case <-rescan.C:
+		case <-poll.C:
+			l.pollMedia()
+		case <-ctx.Done():
+			return l.end()
+		}
+		l.look()
+	}
+}
+
+// drain waits for the workers and takes their results.
+func (l *driveLoop) drain() {
+	done := make(chan struct{})
+	go func() { l.wg.Wait(); close(done) }()
+	for {
+		select {
+		case f := <-l.results:
+			f()
+		case <-done:
+			return
+		}
+	}
+}
+
+// hints gathers what the kernel's events say has changed.
+type hints struct {
+	wake chan struct{} // holds one token while there is something to take
+
+	mu    sync.Mutex
+	names map[string]bool
+	errs  []error
+}
+
+func newHints() *hints {
+	return &hints{wake: make(chan struct{}, 1), names: map[string]bool{}}
+}
+
+func (h *hints) watch(ctx context.Context) {
+	for e, err := range udev.Watch(ctx) {
+		h.mu.Lock()
+		switch {
+		case err != nil && len(h.errs) < 16:
+			h.errs = append(h.errs, err)
+		case err == nil && e.Action != udev.Resync && e.Action != udev.Listed:
+			h.names[e.Name] = true
+		}
+		h.mu.Unlock()
+		select {
+		case h.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (h *hints) take() ([]string, []error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	names, errs := slices.Collect(maps.Keys(h.names)), h.errs
+	clear(h.names)
+	h.errs = nil
+	return names, errs
+}
+
+// work runs f beside the loop; what f returns is run in the loop afterwards.
+func (l *driveLoop) work(f func(ctx context.Context) func()) {
+	l.wg.Go(func() {
+		done := f(l.ctx)
+		l.results <- done
+	})
+}
+
+// look compares the devices with what is known, decides, and starts what is to
+// be done. It is cheap, and it is right to call it at any time.
+func (l *driveLoop) look() {
+	for l.again = true; l.again; {
+		l.again = false
+		l.lookOnce()
+	}
+}
+
+func (l *driveLoop) lookOnce() {
+	devices, err := udev.List(l.sysfs)
+	if err != nil {
+		l.failed(err)
+		return
+	}
+	l.track(devices)
+	if !l.ending {
+		l.decide(devices)
+	}
+	l.waiting = slices.DeleteFunc(l.waiting, func(ready func() bool) bool { return ready() })
+	l.publish()
+}
+
+// track takes note of the devices that came, changed and went.
+func (l *driveLoop) track(devices []udev.Device) {
+	present := make(map[string]udev.Device, len(devices))
+	for _, d := range devices {
+		present[d.Name] = d
+	}
+	for name, known := range l.drives {
+		if now, ok := present[name]; !ok || !now.SamePlugging(known.dev) {
+			l.forget(known)
+			delete(l.drives, name)
+		}
+	}
+	for _, now := range devices {
+		known, ok := l.drives[now.Name]
+		if !ok {
+			l.drives[now.Name] = &drive{dev: now}
+			l.watchMedia(now)
+			continue
+		}
+		was := known.dev
+		known.dev = now
+		changed := was.Size != now.Size || was.ReadOnly != now.ReadOnly || !slices.Equal(was.Holders, now.Holders)
+		if (changed || l.dirty[now.Name]) && known.mount == nil && !known.working {
+			known.probe = nil
+		}
+	}
+	clear(l.dirty)
+}
+
+// forget takes down what belongs to a device that is not there any more.
+func (l *driveLoop) forget(gone *drive) {
+	shown := gone.shown
+	if gone.working && gone.folder != "" {
+		// The worker is not finished. Its result comes here again.
+		gone.gone = true
+		l.leaving[gone.folder] = true
+		return
+	}
+	if gone.mount == nil {
+		if shown.Device != "" && l.events.Removed != nil {
+			l.events.Removed(shown, NoLoss)
+		}
+		return
+	}
+	m := gone.mount
+	gone.mount = nil
+	l.leaving[m.claim.Path] = true
+	l.work(func(ctx context.Context) func() {
+		loss, err := takeDown(m)
+		return func() {
+			delete(l.leaving, m.claim.Path)
+			err := errors.Join(err, m.claim.removeDir(), l.record.drop(m.claim.Path))
+			if err != nil {
+				l.failed(fmt.Errorf("drive %s was pulled out: %w", shown.Name, err))
+			}
+			if l.events.Removed != nil {
+				l.events.Removed(shown, loss)
+			}
+		}
+	})
+}
+
+// decide plans and starts the actions that follow.
+func (l *driveLoop) decide(devices []udev.Device) {
+	ours := map[string]bool{}
+	probes := map[string]Probe{}
+	var visible []udev.Device
+	for _, d := range devices {
+		k := l.drives[d.Name]
+		if k == nil {
+			continue
+		}
+		visible = append(visible, d)
+		if k.mount != nil {
+			ours[d.Name] = true
+			for _, s := range d.Slaves {
+				ours[s] = true
+			}
+		}
+		if openedByUs(d) {
+			for _, s := range d.Slaves {
+				ours[s] = true
+			}
+		}
+		if k.probe != nil {
+			probes[d.Name] = *k.probe
+		}
+	}
+	kept, err := readKept(l.proc, devices, ours)
+	if err != nil {
+		// Without the tables any disk may be the system's.
+		l.failed(err)
+		return
+	}
+	verdicts, names := Plan(DriveView{
+		Config: l.cfg, Devices: visible, Probes: probes, Names: l.names, Kept: kept, Ours: ours,
+		Occupied: func(path string) bool { return !l.leaving[path] && occupied(path) },
+	})
+	if !maps.Equal(names, l.names) {
+		if err := names.save(l.cfg.StateDir); err != nil {
+			l.failed(err)
+		}
+		l.names = names
+	}
+	for _, v := range verdicts {
+		k := l.drives[v.Device.Name]
+		k.verdict = v
+		l.act(k)
+	}
+}
+
+// act starts what the verdict on a drive asks for.
+func (l *driveLoop) act(k *drive) {
+	v := k.verdict
+	if k.working || k.mount != nil {
+		return
+	}
+	if k.stuck != nil && !k.stuck.same(v) {
+		k.stuck = nil
+	}
+	switch v.Action {
+	case ProbeDrive:
+		l.startProbe(k)
+	case MountDrive:
+		if k.ejected || k.stuck != nil || l.leaving[v.Spec.Path] {
+			return
+		}
+		l.startMount(k)
+	case UnlockDrive:
+		if k.ejected || k.stuck != nil || len(k.dev.Holders) > 0 {
+			return
+		}
+		l.startUnlock(k)
+	}
+}
+
+// same reports whether v asks for the action that failed.
+func (s *stuck) same(v DriveVerdict) bool {
+	if v.Action == ProbeDrive {
+		return true // the probe will tell
+	}
+	t := s.tried
+	return v.Action == t.Action && v.Spec == t.Spec && v.Probe == t.Probe && v.Device.SamePlugging(t.Device) &&
+		v.Device.Size == t.Device.Size && v.Device.ReadOnly == t.Device.ReadOnly
+}
+
+func (l *driveLoop) startProbe(k *drive) {
+	k.working = true
+	dev := k.dev
+	node, err := l.nodes.path(dev)
+	if err != nil {
+		k.working = false
+		k.probe = &Probe{Outcome: ProbeUnreadable, Detail: err.Error()}
+		l.again = true
+		return
+	}
+	l.work(func(ctx context.Context) func() {
+		p, err := probe(ctx, node)
+		return func() {
+			k.working = false
+			if err != nil && p.Outcome == ProbePending {
+				p = Probe{Outcome: ProbeUnreadable, Detail: err.Error()}
+			}
+			k.probe = &p
+		}
+	})
+}
+
+func (l *driveLoop) startMount(k *drive) {
+	v := k.verdict
+	c := claim{
+		Path: v.Spec.Path, Device: v.Device.Name, Major: v.Device.Major, Minor: v.Device.Minor,
+		DiskSeq: v.Device.DiskSeq, Partition: v.Device.Partition, ID: v.ID, UUID: v.Probe.UUID, Type: v.Probe.Type,
+	}
+	if _, err := os.Lstat(c.Path); err == nil {
+		c.Existed = true
+	}
+	fail := func(reason, remedy string) {
+		k.stuck = &stuck{tried: v, reason: reason, remedy: remedy}
+	}
+	node, err := l.nodes.path(v.Device)
+	if err == nil {
+		// Written down first: after a power cut the folder is known as ours.
+		err = l.record.put(c)
+	}
+	if err != nil {
+		fail(err.Error(), "")
+		return
+	}
+	job := mountJob{sysfs: l.sysfs, proc: l.proc, node: node, device: v.Device, claim: c, spec: v.Spec, fsck: l.cfg.Fsck, fsckLimit: l.cfg.FsckLimit}
+	k.working, k.folder = true, c.Path
+	l.work(func(ctx context.Context) func() {
+		m, err := job.run(ctx)
+		return func() {
+			k.working, k.folder = false, ""
+			if err != nil {
+				if derr := errors.Join(job.claim.removeDir(), l.record.drop(c.Path)); derr != nil {
+					l.failed(derr)
+				}
+				reason, remedy := explain(err, v)
+				fail(reason, remedy)
+			} else {
+				if err := l.record.put(m.claim); err != nil {
+					l.failed(err)
+				}
+				k.mount, k.ejected = m, false
+			}
+			if k.gone {
+				delete(l.leaving, c.Path)
+				l.forget(k)
+			}
+		}
+	})
+}
+
+// explain says for people why a mount failed and what to do.
+func explain(err error, v DriveVerdict) (reason, remedy string) {
+	reason = "mounting failed: " + err.Error()
+	switch {
+	case errors.Is(err, ErrDriveGone):
+		remedy = "plug it in again"
+	case errors.Is(err, unix.ENODEV):
+		remedy = "this system can't read " + v.Probe.Type + "; format the drive as ext4, or use another system"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		remedy = "run the container with privileged: true"
+	case errors.Is(err, errOccupied):
+		remedy = "empty or remove the folder"
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOMEDIUM):
+		remedy = "plug it in again, at another port or with another cable; copy what can be read if it stays"
+	case errors.Is(err, unix.EBUSY):
+		remedy = "it is in use elsewhere; stop that first"
+	default:
+		remedy = "check the drive's file system on a computer"
+	}
+	return reason, remedy
+}
+
+// publish makes the list anew and reports what changed in it.
+func (l *driveLoop) publish() {
+	now := time.Now()
+	var list, changed []Drive
+	for _, k := range l.drives {
+		if k.verdict.Hidden || k.verdict.Device.Name == "" {
+			continue
+		}
+		s := k.show()
+		if s.State != k.shown.State {
+			k.since = now
+		}
+		s.Since = k.since
+		if s.State == DriveMounted {
+			s.Since = k.mount.since
+		}
+		if s != k.shown {
+			changed = append(changed, s)
+		}
+		k.shown = s
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b Drive) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(changed, func(a, b Drive) int { return strings.Compare(a.Device, b.Device) })
+	l.mu.Lock()
+	l.list = list
+	l.mu.Unlock()
+	if l.events.Changed != nil {
+		for _, d := range changed {
+			l.events.Changed(d)
+		}
+	}
+}
+
+// show describes a drive for people.
+func (k *drive) show() Drive {
+	v := k.verdict
+	d := Drive{
+		Name: v.Name, Device: k.dev.Name, Disk: k.dev.Disk,
+		Vendor: printable(k.dev.Vendor), Model: printable(k.dev.Model), Serial: printable(k.dev.Serial),
+		Size: k.dev.Size, State: v.State, Reason: v.Reason, Remedy: v.Remedy,
+	}
+	if d.Name == "" {
+		d.Name = k.dev.Name
+	}
+	if k.probe != nil {
+		d.Label, d.Type, d.UUID, d.PartUUID = printable(k.probe.Label), k.probe.Type, k.probe.UUID, k.probe.PartUUID
+	}
+	switch {
+	case k.mount != nil:
+		d.Name = filepath.Base(k.mount.claim.Path)
+		d.State, d.Path, d.ReadOnly = DriveMounted, k.mount.claim.Path, k.mount.readOnly
+		d.Reason, d.Remedy, d.Note, d.Plugging = k.mount.reason, "", k.mount.note, k.mount.plugging
+	case k.working:
+		d.State = DriveBusy
+	case k.ejected:
+		d.State, d.Reason, d.Remedy = DriveEjected, "it was ejected", "plug it in again, or mount it with ide49-backup drives mount "+d.Name
+	case k.stuck != nil && k.stuck.locked:
+		d.State, d.Reason, d.Remedy = DriveLocked, k.stuck.reason, k.stuck.remedy
+	case k.stuck != nil:
+		d.State, d.Reason, d.Remedy = DriveFailed, k.stuck.reason, k.stuck.remedy
+	}
+	return d
+}

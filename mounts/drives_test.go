@@ -1,0 +1,203 @@
+package mounts
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A fleet runs Drives over loop devices of one test.
+type fleet struct {
+	*Drives
+	t    *testing.T
+	root string // mount folder
+
+	mu      sync.Mutex
+	changed []Drive
+	removed []Drive
+	losses  []Loss
+	failed  []error
+}
+
+// needTools ends the test when a program is missing.
+func needTools(t *testing.T, tools ...string) {
+	t.Helper()
+	packages := map[string]string{
+		"mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs", "mkfs.vfat": "dosfstools", "fsck.vfat": "dosfstools",
+		"mkfs.exfat": "exfatprogs", "fsck.exfat": "exfatprogs", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs",
+		"blkid": "util-linux", "losetup": "mount", "partx": "util-linux", "cryptsetup": "cryptsetup-bin",
+	}
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Fatalf("%s is missing: apt-get install %s", tool, packages[tool])
+		}
+	}
+}
+
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// image makes a file of a size in MiB with a file system on it.
+func image(t *testing.T, mib int, mkfs ...string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "drive.img")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(int64(mib) << 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if len(mkfs) > 0 {
+		run(t, mkfs[0], append(mkfs[1:], file)...)
+	}
+	return file
+}
+
+// plug attaches an image to a loop device and returns its kernel name.
+func plug(t *testing.T, file string, flags ...string) string {
+	t.Helper()
+	needTools(t, "losetup")
+	node := run(t, "losetup", append(append([]string{"--find", "--show"}, flags...), file)...)
+	name := filepath.Base(node)
+	t.Cleanup(func() { pull(t, name) })
+	return name
+}
+
+// pull detaches a loop device, if it is attached.
+func pull(t *testing.T, name string) {
+	t.Helper()
+	if _, err := os.Stat("/sys/block/" + name + "/loop/backing_file"); err == nil {
+		run(t, "losetup", "--detach", "/dev/"+name)
+	}
+}
+
+// newFleet starts Drives for the devices in also, and stops it at the end of
+// the test.
+func newFleet(t *testing.T, cfg DriveConfig) *fleet {
+	t.Helper()
+	needTools(t, "blkid")
+	dir := t.TempDir()
+	if cfg.Mount == "" {
+		cfg.Mount = filepath.Join(dir, "mnt")
+	}
+	if cfg.StateDir == "" {
+		cfg.StateDir = filepath.Join(dir, "state")
+	}
+	cfg.RunDir = filepath.Join(dir, "run")
+	f := &fleet{t: t, root: cfg.Mount}
+	d, err := NewDrives(cfg, DriveEvents{
+		Changed: func(d Drive) { f.note(func() { f.changed = append(f.changed, d) }) },
+		Removed: func(d Drive, l Loss) { f.note(func() { f.removed, f.losses = append(f.removed, d), append(f.losses, l) }) },
+		Failed:  func(err error) { f.note(func() { f.failed = append(f.failed, err) }) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Drives = d
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("Run did not end")
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, err := range f.failed {
+			t.Errorf("failed: %v", err)
+		}
+	})
+	return f
+}
+
+func (f *fleet) note(g func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g()
+}
+
+// wait polls until a device is in a state.
+func (f *fleet) wait(device string, state DriveState) Drive {
+	f.t.Helper()
+	return f.waitFor(device, string(state), func(d Drive) bool { return d.State == state })
+}
+
+func (f *fleet) waitFor(device, what string, ok func(Drive) bool) Drive {
+	f.t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		d, err := f.Find(device)
+		if err == nil && ok(d) {
+			return d
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("%s is not %s: %+v, %v", device, what, d, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// waitGone polls until a device is not listed any more and nothing is left.
+func (f *fleet) waitGone(device, path string) {
+	f.t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		d, err := f.Find(device)
+		if d.State == DriveEmpty { // a loop device without a file stays there
+			err = ErrNoDrive
+		}
+		_, serr := os.Lstat(path)
+		if err != nil && os.IsNotExist(serr) {
+			return
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("%s is still there: list %v, folder %v", device, err, serr)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func TestMountAndRemove(t *testing.T) {
+	needTools(t, "mkfs.ext4")
+	file := image(t, 8, "mkfs.ext4", "-q", "-L", "BACKUP")
+	f := newFleet(t, DriveConfig{Also: []string{"loop*"}})
+	name := plug(t, file)
+	d := f.wait(name, DriveMounted)
+	if want := filepath.Join(f.root, "BACKUP"); d.Path != want {
+		t.Errorf("mounted at %s, want %s", d.Path, want)
+	}
+	if err := os.WriteFile(filepath.Join(d.Path, "a"), []byte("a"), 0o600); err != nil {
+		t.Error(err)
+	}
+	if err := d.Plugging.Check(filepath.Join(d.Path, "a")); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Unmount(d.Path, 0); err != nil {
+		t.Fatal(err)
+	}
+	pull(t, name)
+	f.waitGone(name, d.Path)
+}
