@@ -152,6 +152,7 @@ func Start(ctx context.Context, cfg Config) (_ *Machine, err error) {
 	if err := m.qmp.execute(ctx, "cont", nil); err != nil {
 		return nil, err
 	}
+	defer guard(ctx, m.shell)()
 	said, err := m.readUntil(ctx, []byte(ready))
 	if err != nil {
 		return nil, err
@@ -225,7 +226,7 @@ func (m *Machine) console() string {
 		if err != nil || len(data) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "\n--- %s:\n%s", name, data[max(0, len(data)-4000):])
+		fmt.Fprintf(&b, "\n--- %s:\n%s", name, data[max(0, len(data)-2000):])
 	}
 	return b.String()
 }
@@ -333,9 +334,9 @@ func (m *Machine) Load(ctx context.Context, names ...string) error {
 	return nil
 }
 
-// readUntil returns what the guest's shell said before mark.
+// readUntil returns what the guest's shell said before mark. The caller guards
+// the connection.
 func (m *Machine) readUntil(ctx context.Context, mark []byte) ([]byte, error) {
-	defer guard(ctx, m.shell)()
 	chunk := make([]byte, 64<<10)
 	for from := 0; ; {
 		if i := bytes.Index(m.unread[from:], mark); i >= 0 {

@@ -113,10 +113,14 @@ func (q *monitor) next(ctx context.Context) (qmpMessage, error) {
 // guard makes reads and writes on conn end with ctx until the returned
 // function is called.
 func guard(ctx context.Context, conn net.Conn) (release func()) {
-	past := time.Unix(1, 0)
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(past) })
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		conn.SetDeadline(time.Unix(1, 0))
+	})
 	return func() {
-		if stop() {
+		if !stop() {
+			<-ended
 			conn.SetDeadline(time.Time{})
 		}
 	}
