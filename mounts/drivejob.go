@@ -60,6 +60,15 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 	if err != nil {
 		return undo(fmt.Errorf("looking at the new mount %s: %w", j.claim.Path, err))
 	}
+	table, err := mountsOf(j.proc, "self")
+	if err != nil {
+		return undo(err)
+	}
+	top := topMount(table, j.claim.Path)
+	if top == nil || uint64(top.ID) != id {
+		return undo(fmt.Errorf("the new mount at %s is not in the mount table", j.claim.Path))
+	}
+	j.claim.SDev = fmt.Sprintf("%d:%d", top.Major, top.Minor)
 	m.claim = j.claim
 	m.plugging = j.claim.plugging(j.sysfs, id)
 	if err := m.plugging.Alive(); err != nil {

@@ -1,6 +1,7 @@
 package mounts
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -22,6 +23,8 @@ type DriveView struct {
 	Kept map[string]string
 	// Ours names the devices that Drives itself mounted or opened.
 	Ours map[string]bool
+	// Asked names the devices that a person wants mounted, by kernel name.
+	Asked map[string]DriveMountOptions
 	// Occupied says of a path that it can't be a mount folder: it exists and
 	// is neither ours nor an empty folder.
 	Occupied func(path string) bool
@@ -86,7 +89,7 @@ func Plan(v DriveView) ([]DriveVerdict, Names) {
 	slices.SortStableFunc(devices, func(a, b udev.Device) int {
 		// What is mounted keeps its identity and its folder; then the older
 		// plugging comes first.
-		return compareAll(ours(v, b)-ours(v, a), int(int64(a.DiskSeq)-int64(b.DiskSeq)), strings.Compare(a.Name, b.Name))
+		return cmp.Or(ours(v, b)-ours(v, a), cmp.Compare(a.DiskSeq, b.DiskSeq), strings.Compare(a.Name, b.Name))
 	})
 	verdicts := make([]DriveVerdict, 0, len(devices))
 	for _, d := range devices {
@@ -99,15 +102,6 @@ func Plan(v DriveView) ([]DriveVerdict, Names) {
 func ours(v DriveView, d udev.Device) int {
 	if v.Ours[d.Name] {
 		return 1
-	}
-	return 0
-}
-
-func compareAll(orders ...int) int {
-	for _, o := range orders {
-		if o != 0 {
-			return o
-		}
 	}
 	return 0
 }
@@ -153,7 +147,8 @@ func (p *planner) decide(d udev.Device) DriveVerdict {
 	}
 	probe, probed := p.Probes[d.Name]
 	v.Probe = probe
-	if rule := p.Config.rule(d, probe); rule.Ignore {
+	asked, isAsked := p.Asked[d.Name]
+	if rule := p.Config.rule(d, probe); rule.Ignore && !isAsked {
 		return leave(DriveLeft, "a rule in the configuration says to ignore it", "")
 	}
 	if !probed {
@@ -166,6 +161,10 @@ func (p *planner) decide(d udev.Device) DriveVerdict {
 	}
 	if probe.Outcome == ProbeUnreadable {
 		return leave(DriveFailed, "it can't be read: "+probe.Detail, "plug it in again, at another port or with another cable")
+	}
+	if len(d.Holders) > 0 && p.openedHere(d) {
+		v.Hidden = true // what was opened from it is shown
+		return v
 	}
 	if len(d.Holders) > 0 && !p.Ours[d.Name] {
 		return leave(DriveLeft, "it is in use as part of "+p.holder(d), "")
@@ -187,7 +186,8 @@ func (p *planner) decide(d udev.Device) DriveVerdict {
 		return v
 	}
 
-	v.Spec.Path = rule.Path
+	v.Spec.Options.ReadOnly = v.Spec.Options.ReadOnly || asked.ReadOnly
+	v.Spec.Path = cmp.Or(asked.At, rule.Path)
 	if v.Spec.Path == "" {
 		v.Name = p.names.assign(v.ID, wantedName(d, probe))
 		p.names[v.ID] = v.Name
@@ -218,7 +218,7 @@ func (p *planner) candidate(d, disk udev.Device) bool {
 	if d.Hidden || disk.Hidden {
 		return false
 	}
-	if openedByUs(d) {
+	if _, asked := p.Asked[d.Name]; asked || openedByUs(d) {
 		return true
 	}
 	if disk.USB || disk.Removable {
@@ -230,6 +230,12 @@ func (p *planner) candidate(d, disk udev.Device) bool {
 // openedByUs tells an encrypted drive that we opened.
 func openedByUs(d udev.Device) bool {
 	return strings.HasPrefix(d.DMName, cryptPrefix) && strings.HasPrefix(d.DMUUID, "CRYPT-LUKS")
+}
+
+// openedHere reports whether we opened the encrypted drive d.
+func (p *planner) openedHere(d udev.Device) bool {
+	h, ok := p.byName[d.Holders[0]]
+	return ok && openedByUs(h)
 }
 
 func (p *planner) holder(d udev.Device) string {

@@ -25,7 +25,7 @@ type claim struct {
 	Partition    int
 	ID, UUID     string
 	Type         string
-	Mapper       string `json:",omitempty"` // device-mapper name if we opened it
+	SDev         string // number of the file system in mountinfo; empty until it is mounted
 }
 
 // A record is what survives a crash: our mount folders, and in which run of
@@ -53,7 +53,7 @@ func loadRecord(dir string) (*record, error) {
 	}
 	// The file is an input: nothing but absolute, clean paths is touched.
 	r.Claims = slices.DeleteFunc(r.Claims, func(c claim) bool {
-		return !filepath.IsAbs(c.Path) || filepath.Clean(c.Path) != c.Path || c.Path == "/"
+		return !validPath(c.Path)
 	})
 	return r, nil
 }
@@ -129,4 +129,9 @@ func (c claim) removeDir() error {
 		return nil
 	}
 	return fmt.Errorf("removing the mount folder %s: %w", c.Path, err)
+}
+
+// validPath reports whether a path may be a mount folder.
+func validPath(path string) bool {
+	return filepath.IsAbs(path) && filepath.Clean(path) == path && path != "/" && !strings.ContainsRune(path, 0)
 }

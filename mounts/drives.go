@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/iot49/ide49-backup/udev"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,6 +48,8 @@ type Drives struct {
 	events DriveEvents
 	sysfs  string
 	proc   string
+
+	once bool // mount nothing by itself and unmount nothing at the end
 
 	calls   chan func(*driveLoop)
 	stopped chan struct{}
@@ -160,6 +163,30 @@ func (d *Drives) Run(ctx context.Context) error {
 	return l.run(ctx)
 }
 
+// Once calls f with Drives that mount and unmount only what f asks for, for
+// use without a daemon: what f mounted stays mounted afterwards, and a later
+// Run takes it over. It answers ErrDrivesBusy while a Run works with the same
+// state folder; ask that one then.
+func Once(ctx context.Context, cfg DriveConfig, events DriveEvents, f func(context.Context, *Drives) error) error {
+	d, err := NewDrives(cfg, events)
+	if err != nil {
+		return err
+	}
+	d.once = true
+	running, stop := context.WithCancel(ctx)
+	ran := make(chan error, 1)
+	go func() { ran <- d.Run(running) }()
+	// The first call is answered when Run has looked around, or ended.
+	err = d.call(ctx, func(*driveLoop) {})
+	if err == nil {
+		err = f(ctx, d)
+	} else if errors.Is(err, ErrNotRunning) {
+		err = nil // Run says why
+	}
+	stop()
+	return errors.Join(err, <-ran)
+}
+
 // lockState makes sure that no other process works with the same state.
 func lockState(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -218,6 +245,11 @@ type driveLoop struct {
 	waiting []func() bool // operations that wait until a worker is done
 	again   bool          // look at the devices once more
 	ending  bool
+
+	kept       map[string]string // disks that are left alone, as of the last look
+	polled     map[string]bool   // card readers that we must ask for their card
+	refreshing map[string]bool   // disks that a worker opens because of a new card
+	changed    map[string]bool   // disks whose card changed since the last look
 }
 
 // A drive is one device in one plugging.
@@ -229,12 +261,15 @@ type drive struct {
 	folder  string // that the worker may be mounting at
 	gone    bool   // pulled out; a worker may still be at it
 
+	under *Plugging // what an encrypted drive was opened from
+
 	// stuck holds why the last action failed; it is not tried again before
 	// verdict differs from tried.
 	stuck *stuck
 
-	ejected bool
-	asked   *DriveMountOptions // "drives mount" asked for it
+	ejected   bool
+	ejectedID string
+	asked     *DriveMountOptions // "drives mount" asked for it
 
 	mount *mounted
 
@@ -247,6 +282,7 @@ type stuck struct {
 	tried          DriveVerdict
 	reason, remedy string
 	locked         bool
+	passing        bool // may be better in a minute without any event
 }
 
 // mounted is what is known of a mount of ours.
@@ -279,6 +315,10 @@ func newDriveLoop(d *Drives) (*driveLoop, error) {
 		leaving: map[string]bool{},
 		dirty:   map[string]bool{},
 		results: make(chan func()),
+
+		polled:     map[string]bool{},
+		refreshing: map[string]bool{},
+		changed:    map[string]bool{},
 	}, nil
 }
 
@@ -318,7 +358,7 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 
 	l.look()
 	for {
-		if want := l.mustPoll(); want != polling {
+		if want := len(l.polled) > 0; want != polling {
 			polling = want
 			if want {
 				poll.Reset(mediaPoll)
@@ -328,11 +368,14 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 		}
 		select {
 		case <-hints.wake:
-			names, errs := hints.take()
-			for _, name := range names {
+			h := hints.take()
+			for name := range h.names {
 				l.dirty[name] = true
 			}
-			for _, err := range errs {
+			for name := range h.media {
+				l.changed[name] = true
+			}
+			for _, err := range h.errs {
 				l.failed(err)
 			}
 		case f := <-l.results:
@@ -340,6 +383,11 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 		case f := <-l.calls:
 			f(l)
 		case <-rescan.C:
+			for _, k := range l.drives {
+				if k.stuck != nil && k.stuck.passing {
+					k.stuck = nil
+				}
+			}
 		case <-poll.C:
 			l.pollMedia()
 		case <-ctx.Done():
@@ -367,23 +415,31 @@ func (l *driveLoop) drain() {
 type hints struct {
 	wake chan struct{} // holds one token while there is something to take
 
-	mu    sync.Mutex
-	names map[string]bool
-	errs  []error
+	mu  sync.Mutex
+	new hinted
 }
 
-func newHints() *hints {
-	return &hints{wake: make(chan struct{}, 1), names: map[string]bool{}}
+type hinted struct {
+	names, media map[string]bool // devices; disks whose card changed
+	errs         []error
 }
+
+func newHints() *hints { return &hints{wake: make(chan struct{}, 1)} }
 
 func (h *hints) watch(ctx context.Context) {
 	for e, err := range udev.Watch(ctx) {
 		h.mu.Lock()
+		if h.new.names == nil {
+			h.new.names, h.new.media = map[string]bool{}, map[string]bool{}
+		}
 		switch {
-		case err != nil && len(h.errs) < 16:
-			h.errs = append(h.errs, err)
+		case err != nil && len(h.new.errs) < 16:
+			h.new.errs = append(h.new.errs, err)
 		case err == nil && e.Action != udev.Resync && e.Action != udev.Listed:
-			h.names[e.Name] = true
+			h.new.names[e.Name] = true
+			if e.MediaChange {
+				h.new.media[e.Name] = true
+			}
 		}
 		h.mu.Unlock()
 		select {
@@ -393,13 +449,12 @@ func (h *hints) watch(ctx context.Context) {
 	}
 }
 
-func (h *hints) take() ([]string, []error) {
+func (h *hints) take() hinted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	names, errs := slices.Collect(maps.Keys(h.names)), h.errs
-	clear(h.names)
-	h.errs = nil
-	return names, errs
+	taken := h.new
+	h.new = hinted{}
+	return taken
 }
 
 // work runs f beside the loop; what f returns is run in the loop afterwards.
@@ -425,12 +480,69 @@ func (l *driveLoop) lookOnce() {
 		l.failed(err)
 		return
 	}
+	table, err := mountsOf(l.proc, "self")
+	if err != nil {
+		l.failed(err)
+		return
+	}
+	devices = l.usable(devices)
 	l.track(devices)
+	l.noticeUnmounts(table)
 	if !l.ending {
 		l.decide(devices)
 	}
 	l.waiting = slices.DeleteFunc(l.waiting, func(ready func() bool) bool { return ready() })
 	l.publish()
+}
+
+// usable leaves out what only seems to be there: partitions of a card that was
+// changed, until the kernel looked at the new one, and encrypted drives whose
+// disk is gone. It gives the others what is known of the disk below them.
+func (l *driveLoop) usable(devices []udev.Device) []udev.Device {
+	for _, d := range devices {
+		if l.changed[d.Name] && d.Removable && !d.IsPartition() {
+			l.refresh(d.Name)
+		}
+	}
+	clear(l.changed)
+	x := indexDevices(devices)
+	devices = slices.DeleteFunc(slices.Clone(devices), func(d udev.Device) bool {
+		if d.IsPartition() && l.refreshing[d.Disk] {
+			return true
+		}
+		if k := l.drives[d.Name]; k != nil && k.under != nil && k.dev.SamePlugging(d) {
+			return k.under.Alive() != nil
+		}
+		return false
+	})
+	for i, d := range devices {
+		if !openedByUs(d) || len(d.Slaves) == 0 {
+			continue
+		}
+		if below, ok := x.byName[d.Slaves[0]]; ok {
+			devices[i].Vendor, devices[i].Model, devices[i].Serial, devices[i].USB = below.Vendor, below.Model, below.Serial, below.USB
+		}
+	}
+	return devices
+}
+
+// noticeUnmounts takes note of mounts of ours that somebody else unmounted.
+func (l *driveLoop) noticeUnmounts(table []*mountinfo.Info) {
+	for _, k := range l.drives {
+		if k.mount == nil || k.working {
+			continue
+		}
+		m := k.mount
+		if slices.ContainsFunc(table, func(i *mountinfo.Info) bool {
+			return uint64(i.ID) == m.plugging.MountID && i.Mountpoint == m.claim.Path
+		}) {
+			continue
+		}
+		k.mount, k.ejected = nil, true
+		if err := errors.Join(m.claim.removeDir(), l.record.drop(m.claim.Path)); err != nil {
+			l.failed(err)
+		}
+	}
 }
 
 // track takes note of the devices that came, changed and went.
@@ -448,7 +560,7 @@ func (l *driveLoop) track(devices []udev.Device) {
 	for _, now := range devices {
 		known, ok := l.drives[now.Name]
 		if !ok {
-			l.drives[now.Name] = &drive{dev: now}
+			l.drives[now.Name] = &drive{dev: now, under: l.below(now)}
 			l.watchMedia(now)
 			continue
 		}
@@ -462,6 +574,20 @@ func (l *driveLoop) track(devices []udev.Device) {
 	clear(l.dirty)
 }
 
+// below returns the plugging of the device that an encrypted drive was opened
+// from.
+func (l *driveLoop) below(d udev.Device) *Plugging {
+	if !openedByUs(d) || len(d.Slaves) == 0 {
+		return nil
+	}
+	s, err := udev.Read(l.sysfs, d.Slaves[0])
+	if err != nil {
+		return nil
+	}
+	c := claim{Device: s.Name, Major: s.Major, Minor: s.Minor, DiskSeq: s.DiskSeq, Partition: s.Partition}
+	return c.plugging(l.sysfs, 0)
+}
+
 // forget takes down what belongs to a device that is not there any more.
 func (l *driveLoop) forget(gone *drive) {
 	shown := gone.shown
@@ -471,22 +597,38 @@ func (l *driveLoop) forget(gone *drive) {
 		l.leaving[gone.folder] = true
 		return
 	}
-	if gone.mount == nil {
+	m := gone.mount
+	gone.mount = nil
+	if m == nil && gone.under == nil {
 		if shown.Device != "" && l.events.Removed != nil {
 			l.events.Removed(shown, NoLoss)
 		}
 		return
 	}
-	m := gone.mount
-	gone.mount = nil
-	l.leaving[m.claim.Path] = true
+	if m != nil {
+		l.leaving[m.claim.Path] = true
+	}
 	l.work(func(ctx context.Context) func() {
-		loss, err := takeDown(m)
+		loss := NoLoss
+		var err error
+		if m != nil {
+			loss, err = takeDown(m)
+		}
+		if gone.under != nil {
+			err = errors.Join(err, closeMapper(ctx, gone.dev.DMName, "--deferred"))
+		}
 		return func() {
-			delete(l.leaving, m.claim.Path)
-			err := errors.Join(err, m.claim.removeDir(), l.record.drop(m.claim.Path))
+			if m != nil {
+				delete(l.leaving, m.claim.Path)
+				err = errors.Join(err, m.claim.removeDir(), l.record.drop(m.claim.Path))
+			}
 			if err != nil {
 				l.failed(fmt.Errorf("drive %s was pulled out: %w", shown.Name, err))
+			}
+			if gone.dev.Removable {
+				// The mount may have kept the kernel from seeing the new card.
+				l.changed[gone.dev.Disk] = true
+				l.again = true
 			}
 			if l.events.Removed != nil {
 				l.events.Removed(shown, loss)
@@ -495,10 +637,22 @@ func (l *driveLoop) forget(gone *drive) {
 	})
 }
 
+// free ends the work on a drive, which may be gone by now.
+func (l *driveLoop) free(k *drive) {
+	folder := k.folder
+	k.working, k.folder = false, ""
+	if k.gone {
+		k.gone = false
+		delete(l.leaving, folder)
+		l.forget(k)
+	}
+}
+
 // decide plans and starts the actions that follow.
 func (l *driveLoop) decide(devices []udev.Device) {
 	ours := map[string]bool{}
 	probes := map[string]Probe{}
+	asked := map[string]DriveMountOptions{}
 	var visible []udev.Device
 	for _, d := range devices {
 		k := l.drives[d.Name]
@@ -506,7 +660,7 @@ func (l *driveLoop) decide(devices []udev.Device) {
 			continue
 		}
 		visible = append(visible, d)
-		if k.mount != nil {
+		if k.mount != nil || k.folder != "" { // or is just being mounted
 			ours[d.Name] = true
 			for _, s := range d.Slaves {
 				ours[s] = true
@@ -520,6 +674,9 @@ func (l *driveLoop) decide(devices []udev.Device) {
 		if k.probe != nil {
 			probes[d.Name] = *k.probe
 		}
+		if k.asked != nil {
+			asked[d.Name] = *k.asked
+		}
 	}
 	kept, err := readKept(l.proc, devices, ours)
 	if err != nil {
@@ -527,8 +684,9 @@ func (l *driveLoop) decide(devices []udev.Device) {
 		l.failed(err)
 		return
 	}
+	l.kept = kept
 	verdicts, names := Plan(DriveView{
-		Config: l.cfg, Devices: visible, Probes: probes, Names: l.names, Kept: kept, Ours: ours,
+		Config: l.cfg, Devices: visible, Probes: probes, Names: l.names, Kept: kept, Ours: ours, Asked: asked,
 		Occupied: func(path string) bool { return !l.leaving[path] && occupied(path) },
 	})
 	if !maps.Equal(names, l.names) {
@@ -547,8 +705,11 @@ func (l *driveLoop) decide(devices []udev.Device) {
 // act starts what the verdict on a drive asks for.
 func (l *driveLoop) act(k *drive) {
 	v := k.verdict
-	if k.working || k.mount != nil {
+	if k.working || k.mount != nil || l.once && k.asked == nil && v.Action != ProbeDrive {
 		return
+	}
+	if k.ejected && k.ejectedID != "" && v.ID != "" && v.ID != k.ejectedID {
+		k.ejected = false // another file system was made on it
 	}
 	if k.stuck != nil && !k.stuck.same(v) {
 		k.stuck = nil
@@ -592,7 +753,7 @@ func (l *driveLoop) startProbe(k *drive) {
 	l.work(func(ctx context.Context) func() {
 		p, err := probe(ctx, node)
 		return func() {
-			k.working = false
+			l.free(k)
 			if err != nil && p.Outcome == ProbePending {
 				p = Probe{Outcome: ProbeUnreadable, Detail: err.Error()}
 			}
@@ -610,16 +771,13 @@ func (l *driveLoop) startMount(k *drive) {
 	if _, err := os.Lstat(c.Path); err == nil {
 		c.Existed = true
 	}
-	fail := func(reason, remedy string) {
-		k.stuck = &stuck{tried: v, reason: reason, remedy: remedy}
-	}
 	node, err := l.nodes.path(v.Device)
 	if err == nil {
 		// Written down first: after a power cut the folder is known as ours.
 		err = l.record.put(c)
 	}
 	if err != nil {
-		fail(err.Error(), "")
+		k.stuck = &stuck{tried: v, reason: err.Error(), passing: true}
 		return
 	}
 	job := mountJob{sysfs: l.sysfs, proc: l.proc, node: node, device: v.Device, claim: c, spec: v.Spec, fsck: l.cfg.Fsck, fsckLimit: l.cfg.FsckLimit}
@@ -627,47 +785,45 @@ func (l *driveLoop) startMount(k *drive) {
 	l.work(func(ctx context.Context) func() {
 		m, err := job.run(ctx)
 		return func() {
-			k.working, k.folder = false, ""
 			if err != nil {
 				if derr := errors.Join(job.claim.removeDir(), l.record.drop(c.Path)); derr != nil {
 					l.failed(derr)
 				}
-				reason, remedy := explain(err, v)
-				fail(reason, remedy)
+				k.stuck = explain(err, v)
 			} else {
 				if err := l.record.put(m.claim); err != nil {
 					l.failed(err)
 				}
+				m.plugging.Under = k.under
 				k.mount, k.ejected = m, false
 			}
-			if k.gone {
-				delete(l.leaving, c.Path)
-				l.forget(k)
-			}
+			l.free(k)
 		}
 	})
 }
 
 // explain says for people why a mount failed and what to do.
-func explain(err error, v DriveVerdict) (reason, remedy string) {
-	reason = "mounting failed: " + err.Error()
+func explain(err error, v DriveVerdict) *stuck {
+	s := &stuck{tried: v, reason: "mounting failed: " + err.Error()}
 	switch {
 	case errors.Is(err, ErrDriveGone):
-		remedy = "plug it in again"
+		s.remedy = "plug it in again"
 	case errors.Is(err, unix.ENODEV):
-		remedy = "this system can't read " + v.Probe.Type + "; format the drive as ext4, or use another system"
+		s.remedy = "this system can't read " + v.Probe.Type + "; format the drive as ext4, or use another system"
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		remedy = "run the container with privileged: true"
+		s.remedy = "run the container with privileged: true"
 	case errors.Is(err, errOccupied):
-		remedy = "empty or remove the folder"
+		s.remedy, s.passing = "empty or remove the folder", true
 	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOMEDIUM):
-		remedy = "plug it in again, at another port or with another cable; copy what can be read if it stays"
+		s.remedy = "plug it in again, at another port or with another cable; copy what can be read if it stays"
 	case errors.Is(err, unix.EBUSY):
-		remedy = "it is in use elsewhere; stop that first"
+		s.remedy, s.passing = "it is in use elsewhere; stop that first", true
+	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EMFILE):
+		s.remedy, s.passing = "make room; it is tried again by itself", true
 	default:
-		remedy = "check the drive's file system on a computer"
+		s.remedy = "check the drive's file system on a computer"
 	}
-	return reason, remedy
+	return s
 }
 
 // publish makes the list anew and reports what changed in it.

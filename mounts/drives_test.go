@@ -2,6 +2,8 @@ package mounts
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,22 +72,67 @@ func image(t *testing.T, mib int, mkfs ...string) string {
 	return file
 }
 
-// plug attaches an image to a loop device and returns its kernel name.
-func plug(t *testing.T, file string, flags ...string) string {
-	t.Helper()
-	needTools(t, "losetup")
-	node := run(t, "losetup", append(append([]string{"--find", "--show"}, flags...), file)...)
-	name := filepath.Base(node)
-	t.Cleanup(func() { pull(t, name) })
-	return name
+// A slot is a loop device of this test alone: it is made for the test, so no
+// other test or program that runs meanwhile takes it.
+type slot struct {
+	t    *testing.T
+	n    int
+	name string // kernel name
 }
 
-// pull detaches a loop device, if it is attached.
-func pull(t *testing.T, name string) {
+func newSlot(t *testing.T) *slot {
 	t.Helper()
-	if _, err := os.Stat("/sys/block/" + name + "/loop/backing_file"); err == nil {
-		run(t, "losetup", "--detach", "/dev/"+name)
+	needTools(t, "losetup", "partx")
+	s := &slot{t: t, n: -1}
+	for n := 100 + os.Getpid()%1000*8; s.n < 0; n++ {
+		if got, err := loopControl(unix.LOOP_CTL_ADD, n); err == nil {
+			s.n = got
+		} else if err != unix.EEXIST {
+			t.Fatalf("making a loop device: %v", err)
+		}
 	}
+	s.name = fmt.Sprintf("loop%d", s.n)
+	t.Cleanup(func() {
+		s.pull()
+		if _, err := loopControl(unix.LOOP_CTL_REMOVE, s.n); err != nil {
+			t.Errorf("removing %s: %v", s.name, err)
+		}
+	})
+	return s
+}
+
+func loopControl(request uint, n int) (int, error) {
+	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	r, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(n))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
+}
+
+func (s *slot) node() string { return "/dev/" + s.name }
+
+// plug attaches an image. The kernel tells it by a change event.
+func (s *slot) plug(file string, flags ...string) {
+	s.t.Helper()
+	run(s.t, "losetup", append(flags, s.node(), file)...)
+}
+
+// pull detaches the image, if there is one.
+func (s *slot) pull() {
+	s.t.Helper()
+	if _, err := os.Stat("/sys/block/" + s.name + "/loop/backing_file"); err != nil {
+		return
+	}
+	parts, err := filepath.Glob("/sys/block/" + s.name + "/" + s.name + "p*")
+	if err == nil && len(parts) > 0 {
+		run(s.t, "partx", "-d", s.node())
+	}
+	run(s.t, "losetup", "--detach", s.node())
 }
 
 // newFleet starts Drives for the devices in also, and stops it at the end of
@@ -104,8 +151,10 @@ func newFleet(t *testing.T, cfg DriveConfig) *fleet {
 	f := &fleet{t: t, root: cfg.Mount}
 	d, err := NewDrives(cfg, DriveEvents{
 		Changed: func(d Drive) { f.note(func() { f.changed = append(f.changed, d) }) },
-		Removed: func(d Drive, l Loss) { f.note(func() { f.removed, f.losses = append(f.removed, d), append(f.losses, l) }) },
-		Failed:  func(err error) { f.note(func() { f.failed = append(f.failed, err) }) },
+		Removed: func(d Drive, l Loss) {
+			f.note(func() { f.removed, f.losses = append(f.removed, d), append(f.losses, l) })
+		},
+		Failed: func(err error) { f.note(func() { f.failed = append(f.failed, err) }) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -183,10 +232,12 @@ func (f *fleet) waitGone(device, path string) {
 func TestMountAndRemove(t *testing.T) {
 	needTools(t, "mkfs.ext4")
 	file := image(t, 8, "mkfs.ext4", "-q", "-L", "BACKUP")
-	f := newFleet(t, DriveConfig{Also: []string{"loop*"}})
-	name := plug(t, file)
-	d := f.wait(name, DriveMounted)
-	if want := filepath.Join(f.root, "BACKUP"); d.Path != want {
+	s := newSlot(t)
+	f := newFleet(t, DriveConfig{Also: []string{s.name}})
+	f.wait(s.name, DriveEmpty)
+	s.plug(file)
+	d := f.wait(s.name, DriveMounted)
+	if want := filepath.Join(f.root, "BACKUP"); d.Path != want || d.Name != "BACKUP" {
 		t.Errorf("mounted at %s, want %s", d.Path, want)
 	}
 	if err := os.WriteFile(filepath.Join(d.Path, "a"), []byte("a"), 0o600); err != nil {
@@ -195,9 +246,36 @@ func TestMountAndRemove(t *testing.T) {
 	if err := d.Plugging.Check(filepath.Join(d.Path, "a")); err != nil {
 		t.Error(err)
 	}
+	// Somebody unmounts it: it stays so until it is plugged in again.
 	if err := unix.Unmount(d.Path, 0); err != nil {
 		t.Fatal(err)
 	}
-	pull(t, name)
-	f.waitGone(name, d.Path)
+	if err := d.Plugging.Check(d.Path); !errors.Is(err, ErrNotOnDrive) {
+		t.Errorf("Check after umount: %v", err)
+	}
+	if err := d.Plugging.Alive(); err != nil {
+		t.Errorf("Alive after umount: %v", err)
+	}
+	f.poke(s.name)
+	f.wait(s.name, DriveEjected)
+	s.pull()
+	f.waitGone(s.name, d.Path)
+	if err := d.Plugging.Alive(); !errors.Is(err, ErrDriveGone) {
+		t.Errorf("Alive after pull: %v", err)
+	}
+	s.plug(file)
+	if again := f.wait(s.name, DriveMounted); again.Path != d.Path {
+		t.Errorf("mounted again at %s, before at %s", again.Path, d.Path)
+	}
+	if err := d.Plugging.Check(d.Path); !errors.Is(err, ErrDriveGone) {
+		t.Errorf("the handle of the plugging before says %v", err)
+	}
+}
+
+// poke makes the kernel send an event about a device.
+func (f *fleet) poke(name string) {
+	f.t.Helper()
+	if err := os.WriteFile("/sys/class/block/"+name+"/uevent", []byte("change"), 0); err != nil {
+		f.t.Fatal(err)
+	}
 }

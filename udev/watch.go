@@ -22,7 +22,7 @@ const receiveBuffer = 16 << 20
 //
 // A message that can't be read is yielded as an error, and the next follows.
 // When the kernel dropped messages because the loop was too slow, a Resync
-// event follows in their place. Only an error that also wraps ErrEnded is
+// event says so, and another when all that were left are read. Only an error that also wraps ErrEnded is
 // final. Messages that the kernel did not send itself are ignored. When ctx is
 // done, the iteration ends at once and without an error.
 func Watch(ctx context.Context) iter.Seq2[Event, error] {
@@ -87,6 +87,11 @@ func watch(ctx context.Context, sysfs string, bufsize int) iter.Seq2[Event, erro
 type socket struct {
 	file *os.File
 	buf  []byte
+
+	// overrun is set from an overflow until the queue was empty. The kernel
+	// reports only the first message that it drops; it reports the next one
+	// when the queue was emptied in between.
+	overrun bool
 }
 
 func subscribe(bufsize int) (*socket, error) {
@@ -129,7 +134,7 @@ func (s *socket) receive() (Event, error) {
 		for {
 			n, _, flags, from, rerr = unix.Recvmsg(int(fd), s.buf, nil, unix.MSG_DONTWAIT)
 			if rerr != unix.EINTR {
-				return rerr != unix.EAGAIN
+				return rerr != unix.EAGAIN || s.overrun
 			}
 		}
 	})
@@ -139,6 +144,10 @@ func (s *socket) receive() (Event, error) {
 	case err != nil:
 		return Event{}, fmt.Errorf("waiting for device events: %w: %w", err, ErrEnded)
 	case rerr == unix.ENOBUFS:
+		s.overrun = true
+		return Event{Action: Resync}, nil
+	case rerr == unix.EAGAIN:
+		s.overrun = false
 		return Event{Action: Resync}, nil
 	case rerr != nil:
 		return Event{}, fmt.Errorf("reading device events: %w: %w", rerr, ErrEnded)
