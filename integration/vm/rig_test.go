@@ -87,7 +87,8 @@ func (r *rig) wait(t *testing.T, script string) string {
 // state describes the guest for a failure.
 func (r *rig) state(t *testing.T) string {
 	t.Helper()
-	out, _, err := r.Run(context.WithoutCancel(t.Context()), "grep /mnt /proc/self/mountinfo; ls -la /mnt; cat /run/drives.out; tail -n 12 /run/drives; dmesg | tail -n 15; cat /proc/partitions; ps | grep guest")
+	out, _, err := r.Run(context.WithoutCancel(t.Context()), `grep /mnt /proc/self/mountinfo; ls -la /mnt; cat /run/drives.out;
+		tail -n 12 /run/drives | sed 's/"[A-Za-z]*":\(""\|0\|null\|false\),//g'; dmesg | tail -n 15; cat /proc/partitions; ps | grep guest`)
 	if err != nil {
 		return err.Error()
 	}
@@ -289,6 +290,10 @@ func reactions(t *testing.T, notes []note) (up, down []reaction) {
 		}
 	}
 	return up, down
+}
+
+func (r reaction) String() string {
+	return fmt.Sprintf("%d ms (%s %s)", r.Milliseconds(), r.device, r.kind)
 }
 
 // median of a sorted list.

@@ -85,6 +85,12 @@ func drives(ctx context.Context, state, file string) error {
 	return errors.Join(err, logErr)
 }
 
+// ejected is the answer to eject.
+type ejected struct {
+	product.Ejected
+	Error string // "<nil>" for none
+}
+
 // answer reads one line of JSON, the words of a request, and writes the answer.
 func answer(ctx context.Context, d *product.Drives, c net.Conn) {
 	defer c.Close()
@@ -96,6 +102,9 @@ func answer(ctx context.Context, d *product.Drives, c net.Conn) {
 	switch strings.Join(words[:1], "") {
 	case "list":
 		reply = d.List()
+	case "eject":
+		e, err := d.Eject(ctx, words[len(words)-1], product.EjectOptions{})
+		reply = ejected{e, fmt.Sprint(err)}
 	default:
 		reply = map[string]string{"Error": "unknown request " + words[0]}
 	}
