@@ -420,6 +420,7 @@ func testReactions(t *testing.T, r *rig) {
 	before := len(r.notes(t))
 	for range 11 {
 		r.plug(t, d)
+		r.sh(t, "guest await /mnt/WARM")
 		r.mounted(t, "/mnt/WARM")
 		r.pull(t, d.ID)
 		r.clean(t)
@@ -428,7 +429,7 @@ func testReactions(t *testing.T, r *rig) {
 	up, _ := reactions(t, notes[before:])
 	_, down := reactions(t, notes)
 	if len(up) != 11 || len(down) < len(up) {
-		t.Fatalf("%d mounts and %d unmounts were seen", len(up), len(down))
+		t.Fatalf("%d mounts and %d unmounts were seen: %v, %v\n%+v", len(up), len(down), up, down, notes[before:])
 	}
 	up = up[1:]
 	byTime := func(a, b reaction) int { return int(a.Duration - b.Duration) }

@@ -23,7 +23,7 @@ var soak = flag.Int("soak", 1, "how often to run each case in the virtual machin
 
 // patience is how long a test waits for what must happen. It happens within
 // two seconds on an idle machine.
-const patience = 60 * time.Second
+const patience = 30 * time.Second
 
 // A rig is the machine with the service and the witness running in it.
 type rig struct {
