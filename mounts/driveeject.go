@@ -64,8 +64,10 @@ func (d *Drives) Eject(ctx context.Context, what string, opt EjectOptions) (Ejec
 		err error
 	}
 	done := make(chan answer, 1)
-	reply := func(e Ejected, err error) { done <- answer{e, err} }
 	if err := d.call(ctx, func(l *driveLoop) {
+		reply := func(e Ejected, err error) {
+			l.answers = append(l.answers, func() { done <- answer{e, err} })
+		}
 		l.waiting = append(l.waiting, func() bool { return l.startEject(ctx, what, opt, reply) })
 	}); err != nil {
 		return Ejected{}, err
@@ -292,8 +294,8 @@ func (j *ejectJob) finish(e *Ejected) {
 		e.Comment = "it is still mounted elsewhere"
 		if views, err := namespaces(j.proc); err == nil {
 			for _, m := range j.mounts {
-				for _, h := range elsewhere(j.proc, views, m.claim.SDev, 0) {
-					e.Comment = "it is still mounted elsewhere: " + h.String()
+				for _, h := range mountsFrom(j.proc, views, 0, hasSDev(m.claim.SDev)) {
+					e.Comment += ": " + h.String()
 				}
 			}
 		}

@@ -87,8 +87,7 @@ func readOnlyMount(m *mountinfo.Info) bool {
 func (l *driveLoop) end() error {
 	l.ending = true
 	l.drain()
-	l.waiting = slices.DeleteFunc(l.waiting, func(ready func() bool) bool { return ready() })
-	l.drain()
+	l.look() // tells those who wait that it is over
 	if l.once {
 		return nil
 	}
@@ -141,7 +140,7 @@ func (d *Drives) Mount(ctx context.Context, device string, opt DriveMountOptions
 	err := d.call(ctx, func(l *driveLoop) {
 		l.waiting = append(l.waiting, func() bool {
 			reply := func(d Drive, err error) bool {
-				done <- answer{d, err}
+				l.answers = append(l.answers, func() { done <- answer{d, err} })
 				return true
 			}
 			if err := ctx.Err(); err != nil {

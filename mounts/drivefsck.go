@@ -35,16 +35,16 @@ func checkFileSystem(ctx context.Context, node, fstype string, limit time.Durati
 	defer cancel()
 	_, err = runTool(ctx, check.tool[0], append(check.tool[1:len(check.tool):len(check.tool)], node)...)
 	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		return ""
-	case errors.As(err, &exit) && exit.ExitCode() > 0 && exit.ExitCode() < check.faulty:
-		return ""
-	case errors.Is(err, exec.ErrNotFound):
-		// The kernel copes, as it would without a policy.
-		return ""
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		if exit.ExitCode() < check.faulty {
+			return "" // repaired
+		}
+		return fmt.Sprintf("it was not unmounted cleanly, and %s found faults that it does not repair unasked", check.tool[0])
 	}
-	return "it was not unmounted cleanly and the check failed, so it is mounted read-only: " + err.Error()
+	if err == nil || errors.Is(err, exec.ErrNotFound) {
+		return "" // without the program the kernel copes, as it does by the policy never
+	}
+	return "it was not unmounted cleanly, and checking it failed: " + err.Error()
 }
 
 // A checker is a program that repairs a file system.

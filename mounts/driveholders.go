@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/iot49/ide49-backup/udev"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
@@ -127,10 +128,9 @@ func peerGroups(m *mountinfo.Info) []string {
 	return groups
 }
 
-// elsewhere returns the mounts of a file system, by its number in mountinfo, in
-// other namespaces that are no copies of the mount with the number id: copies
-// come and go with it.
-func elsewhere(proc string, views []view, sdev string, id uint64) []Holder {
+// mountsFrom returns the mounts that hold for is, in all namespaces, except
+// the one with the number id and its copies: they come and go with it.
+func mountsFrom(proc string, views []view, id uint64, is func(*mountinfo.Info) bool) []Holder {
 	var ours []string
 	for _, m := range views[0].table {
 		if uint64(m.ID) == id {
@@ -140,13 +140,13 @@ func elsewhere(proc string, views []view, sdev string, id uint64) []Holder {
 	var found []Holder
 	for _, v := range views {
 		for _, m := range v.table {
-			if fmt.Sprintf("%d:%d", m.Major, m.Minor) != sdev || v.pid == "self" && uint64(m.ID) == id {
+			if !is(m) || v.pid == "self" && uint64(m.ID) == id {
 				continue
 			}
 			if v.pid != "self" && slices.ContainsFunc(peerGroups(m), func(g string) bool { return slices.Contains(ours, g) }) {
 				continue
 			}
-			h := Holder{What: "also mounted at", Path: printable(m.Mountpoint)}
+			h := Holder{What: "mounted at", Path: printable(m.Mountpoint)}
 			if v.pid != "self" {
 				h.describe(proc, v.pid)
 			}
@@ -154,6 +154,20 @@ func elsewhere(proc string, views []view, sdev string, id uint64) []Holder {
 		}
 	}
 	return found
+}
+
+// hasSDev matches the mounts of a file system by its number.
+func hasSDev(sdev string) func(*mountinfo.Info) bool {
+	return func(m *mountinfo.Info) bool { return fmt.Sprintf("%d:%d", m.Major, m.Minor) == sdev }
+}
+
+// isFrom matches the mounts of a device.
+func isFrom(d udev.Device) func(*mountinfo.Info) bool {
+	x := indexDevices([]udev.Device{d})
+	return func(m *mountinfo.Info) bool {
+		_, ok := x.source(m)
+		return ok
+	}
 }
 
 // describe fills in who a process is.
@@ -206,7 +220,7 @@ func holders(proc, sysfs string, p *Plugging, sdev string) []Holder {
 			found = append(found, Holder{What: "another mount at", Path: printable(m.Mountpoint)})
 		}
 	}
-	found = append(found, elsewhere(proc, views, sdev, p.MountID)...)
+	found = append(found, mountsFrom(proc, views, p.MountID, hasSDev(sdev))...)
 	self := os.Getpid()
 	for _, pid := range processes(proc) {
 		if n, _ := strconv.Atoi(pid); n == self {

@@ -36,10 +36,11 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 		return nil, err
 	}
 	if shared {
-		m.note = "it is in use elsewhere too, in another container or by the system; the options are those of its first mount"
+		m.note = j.elsewhere()
 	} else if j.fsck == FsckAuto && !readOnly {
 		if why := checkFileSystem(ctx, j.node, j.spec.Type, j.fsckLimit); why != "" {
 			readOnly, m.reason = true, why
+			m.remedy = "eject it and check it by hand, here or on a computer"
 		}
 	}
 
@@ -82,11 +83,24 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 	switch {
 	case m.readOnly && way.readOnly && m.reason == "" && before != nil:
 		m.reason = "mounted read-only, since writing is not possible: " + before.Error()
+		m.remedy = "flip the drive's switch if it has one, or check it on a computer"
 	case m.readOnly && !way.readOnly:
 		m.reason = "the kernel mounted it read-only, since the file system has faults or lacks support for writing"
+		m.remedy = "check it on a computer"
 	}
 	m.since = time.Now()
 	return m, nil
+}
+
+// elsewhere says who else has mounted the device.
+func (j *mountJob) elsewhere() string {
+	who := "in another container or by the system"
+	if views, err := namespaces(j.proc); err == nil {
+		if others := mountsFrom(j.proc, views, 0, isFrom(j.device)); len(others) > 0 {
+			who = others[0].String()
+		}
+	}
+	return "it is in use elsewhere too (" + who + "); the options are those of its first mount"
 }
 
 func (c claim) plugging(sysfs string, mountID uint64) *Plugging {
@@ -115,7 +129,20 @@ func inUse(node string) (bool, error) {
 func takeDown(m *mounted) (Loss, error) {
 	// Opened before, since afterwards nothing leads there.
 	root, openErr := unix.Open(m.claim.Path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+<<<<<<< HEAD
 	err := m.claim.detach()
+=======
+	var err error
+	if m.claim.Existed || vanish(m.claim) != nil {
+		err = unix.Unmount(m.claim.Path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	if err == unix.EINVAL || err == unix.ENOENT {
+		err = nil // somebody unmounted it already
+	}
+	if err != nil {
+		err = fmt.Errorf("unmounting %s: %w", m.claim.Path, err)
+	}
+>>>>>>> drives
 	if openErr != nil {
 		if m.readOnly {
 			return NoLoss, err

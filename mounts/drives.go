@@ -243,6 +243,7 @@ type driveLoop struct {
 	results chan func()
 	wg      sync.WaitGroup
 	waiting []func() bool // operations that wait until a worker is done
+	answers []func()      // told to callers when the list shows what they did
 	again   bool          // look at the devices once more
 	ending  bool
 
@@ -292,6 +293,7 @@ type mounted struct {
 	plugging *Plugging
 	readOnly bool
 	reason   string // why it is read-only
+	remedy   string // against that
 	note     string
 	since    time.Time
 }
@@ -472,6 +474,10 @@ func (l *driveLoop) look() {
 		l.again = false
 		l.lookOnce()
 	}
+	for _, tell := range l.answers {
+		tell()
+	}
+	l.answers = nil
 }
 
 func (l *driveLoop) lookOnce() {
@@ -878,7 +884,7 @@ func (k *drive) show() Drive {
 	case k.mount != nil:
 		d.Name = filepath.Base(k.mount.claim.Path)
 		d.State, d.Path, d.ReadOnly = DriveMounted, k.mount.claim.Path, k.mount.readOnly
-		d.Reason, d.Remedy, d.Note, d.Plugging = k.mount.reason, "", k.mount.note, k.mount.plugging
+		d.Reason, d.Remedy, d.Note, d.Plugging = k.mount.reason, k.mount.remedy, k.mount.note, k.mount.plugging
 	case k.working:
 		d.State = DriveBusy
 	case k.ejected:

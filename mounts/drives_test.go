@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iot49/ide49-backup/udev"
 	"golang.org/x/sys/unix"
 )
 
@@ -139,6 +140,12 @@ func (s *slot) pull() {
 // the test.
 func newFleet(t *testing.T, cfg DriveConfig) *fleet {
 	t.Helper()
+	return newFleetAt(t, cfg, udev.Sysfs)
+}
+
+// newFleetAt starts Drives with a sysfs of the test's own.
+func newFleetAt(t *testing.T, cfg DriveConfig, sysfs string) *fleet {
+	t.Helper()
 	needTools(t, "blkid")
 	dir := t.TempDir()
 	if cfg.Mount == "" {
@@ -159,6 +166,7 @@ func newFleet(t *testing.T, cfg DriveConfig) *fleet {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.sysfs = sysfs
 	f.Drives = d
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -1,0 +1,97 @@
+package repo
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/iot49/ide49-backup/backup"
+	"github.com/iot49/ide49-backup/backup/backend"
+)
+
+// ErrNoSnapshot says that no snapshot has an ID, and ErrAmbiguous that more
+// than one begins with it.
+var (
+	ErrNoSnapshot = errors.New("there is no such snapshot; `ide49-backup snapshots` lists them")
+	ErrAmbiguous  = errors.New("more than one snapshot begins so; give more digits")
+)
+
+// DecodeSnapshot parses and checks the plaintext of a snapshot file.
+func DecodeSnapshot(id backup.ID, plain []byte) (*backup.Snapshot, error) {
+	s := &backup.Snapshot{}
+	if err := json.Unmarshal(plain, s); err != nil {
+		return nil, fmt.Errorf("snapshot %s: %w: %w", id.Short(), ErrDamaged, err)
+	}
+	if s.Tree == nil || s.Tree.IsZero() {
+		return nil, fmt.Errorf("snapshot %s: %w: it names no tree", id.Short(), ErrDamaged)
+	}
+	s.ID = id
+	return s, nil
+}
+
+// SaveSnapshot stores a snapshot: from then on it exists. All that it names
+// must be durable, so call it after Update has returned. It returns the
+// snapshot's ID.
+func (r *Repo) SaveSnapshot(ctx context.Context, s *backup.Snapshot) (backup.ID, error) {
+	if err := r.writable(); err != nil {
+		return backup.ID{}, fmt.Errorf("save snapshot: %w", err)
+	}
+	plain, err := json.Marshal(s)
+	if err != nil {
+		return backup.ID{}, fmt.Errorf("save snapshot: %w", err)
+	}
+	id, err := r.SaveFile(ctx, backend.Snapshots, plain)
+	if err != nil {
+		return id, fmt.Errorf("save snapshot: %w", err)
+	}
+	return id, nil
+}
+
+// Snapshots returns all snapshots that can be read, oldest first, those of the
+// same moment by ID. What is wrong with the others is in the joined error,
+// which comes beside the snapshots.
+func (r *Repo) Snapshots(ctx context.Context) ([]*backup.Snapshot, error) {
+	var all []*backup.Snapshot
+	var problems error
+	err := r.EachFile(ctx, backend.Snapshots, func(id backup.ID, plain []byte, err error) error {
+		var s *backup.Snapshot
+		if err == nil {
+			s, err = DecodeSnapshot(id, plain)
+		}
+		if err != nil {
+			problems = errors.Join(problems, err)
+			return nil
+		}
+		all = append(all, s)
+		return nil
+	})
+	slices.SortFunc(all, func(a, b *backup.Snapshot) int {
+		return cmp.Or(a.Time.Compare(b.Time), slices.Compare(a.ID[:], b.ID[:]))
+	})
+	if err != nil {
+		return all, fmt.Errorf("list snapshots: %w", err)
+	}
+	return all, problems
+}
+
+// Find returns the snapshot whose ID begins with prefix.
+func Find(all []*backup.Snapshot, prefix string) (*backup.Snapshot, error) {
+	var found *backup.Snapshot
+	for _, s := range all {
+		if prefix == "" || !strings.HasPrefix(s.ID.String(), prefix) {
+			continue
+		}
+		if found != nil {
+			return nil, fmt.Errorf("snapshot %q: %w", prefix, ErrAmbiguous)
+		}
+		found = s
+	}
+	if found == nil {
+		return nil, fmt.Errorf("snapshot %q: %w", prefix, ErrNoSnapshot)
+	}
+	return found, nil
+}
