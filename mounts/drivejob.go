@@ -129,9 +129,6 @@ func inUse(node string) (bool, error) {
 func takeDown(m *mounted) (Loss, error) {
 	// Opened before, since afterwards nothing leads there.
 	root, openErr := unix.Open(m.claim.Path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-<<<<<<< HEAD
-	err := m.claim.detach()
-=======
 	var err error
 	if m.claim.Existed || vanish(m.claim) != nil {
 		err = unix.Unmount(m.claim.Path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -142,7 +139,6 @@ func takeDown(m *mounted) (Loss, error) {
 	if err != nil {
 		err = fmt.Errorf("unmounting %s: %w", m.claim.Path, err)
 	}
->>>>>>> drives
 	if openErr != nil {
 		if m.readOnly {
 			return NoLoss, err

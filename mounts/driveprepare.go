@@ -86,7 +86,7 @@ func (d *Drives) prepare(ctx context.Context, device string, opt PrepareOptions)
 	if cleanName(opt.Label) != opt.Label || mk.count(opt.Label) > mk.longest {
 		return fmt.Errorf("the label %q must be a plain name of at most %d characters", opt.Label, mk.longest)
 	}
-	c, err := d.contents(ctx, device)
+	c, err := d.Contents(ctx, device)
 	if err != nil {
 		return err
 	}
@@ -141,12 +141,10 @@ func (d *Drives) prepare(ctx context.Context, device string, opt PrepareOptions)
 	return <-done
 }
 
-// Contents says what is on a device, for Prepare.
+// Contents says what is on a device and how overwriting it is confirmed, or
+// why Prepare would refuse it.
 func (d *Drives) Contents(ctx context.Context, device string) (Contents, error) {
-	return d.contents(ctx, strings.TrimPrefix(device, "/dev/"))
-}
-
-func (d *Drives) contents(ctx context.Context, device string) (Contents, error) {
+	device = strings.TrimPrefix(device, "/dev/")
 	var (
 		c       Contents
 		devices []udev.Device

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -48,6 +49,7 @@ type Drives struct {
 	events DriveEvents
 	sysfs  string
 	proc   string
+	watch  func(context.Context) iter.Seq2[udev.Event, error]
 
 	once bool // mount nothing by itself and unmount nothing at the end
 
@@ -70,7 +72,7 @@ func NewDrives(cfg DriveConfig, events DriveEvents) (*Drives, error) {
 		return nil, err
 	}
 	return &Drives{
-		cfg: cfg, events: events, sysfs: udev.Sysfs, proc: "/proc",
+		cfg: cfg, events: events, sysfs: udev.Sysfs, proc: "/proc", watch: udev.Watch,
 		calls: make(chan func(*driveLoop)), stopped: make(chan struct{}),
 	}, nil
 }
@@ -344,7 +346,7 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 	// The watcher keeps reading while the loop works: it only notes names.
 	hints := newHints()
 	watching, unwatch := context.WithCancel(ctx)
-	l.wg.Go(func() { hints.watch(watching) })
+	l.wg.Go(func() { hints.gather(watching, l.watch) })
 	defer func() {
 		unwatch()
 		stop()
@@ -428,26 +430,43 @@ type hinted struct {
 
 func newHints() *hints { return &hints{wake: make(chan struct{}, 1)} }
 
-func (h *hints) watch(ctx context.Context) {
-	for e, err := range udev.Watch(ctx) {
-		h.mu.Lock()
-		if h.new.names == nil {
-			h.new.names, h.new.media = map[string]bool{}, map[string]bool{}
-		}
-		switch {
-		case err != nil && len(h.new.errs) < 16:
-			h.new.errs = append(h.new.errs, err)
-		case err == nil && e.Action != udev.Resync && e.Action != udev.Listed:
-			h.new.names[e.Name] = true
-			if e.MediaChange {
-				h.new.media[e.Name] = true
-			}
-		}
-		h.mu.Unlock()
+// gather notes the events of watch until ctx is done. When they end before, as
+// for lack of memory, it begins anew a while later; the loop looks at the
+// devices every minute anyway.
+func (h *hints) gather(ctx context.Context, watch func(context.Context) iter.Seq2[udev.Event, error]) {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
 		select {
-		case h.wake <- struct{}{}:
-		default:
+		case <-pause.C:
+		case <-ctx.Done():
+			return
 		}
+		for e, err := range watch(ctx) {
+			h.add(e, err)
+		}
+		pause.Reset(rescanEvery)
+	}
+}
+
+func (h *hints) add(e udev.Event, err error) {
+	h.mu.Lock()
+	if h.new.names == nil {
+		h.new.names, h.new.media = map[string]bool{}, map[string]bool{}
+	}
+	switch {
+	case err != nil && len(h.new.errs) < 16:
+		h.new.errs = append(h.new.errs, err)
+	case err == nil && e.Action != udev.Resync && e.Action != udev.Listed:
+		h.new.names[e.Name] = true
+		if e.MediaChange {
+			h.new.media[e.Name] = true
+		}
+	}
+	h.mu.Unlock()
+	select {
+	case h.wake <- struct{}{}:
+	default:
 	}
 }
 
