@@ -417,7 +417,7 @@ func testStorm(t *testing.T, r *rig) {
 // for all pulls of the cases before.
 func testReactions(t *testing.T, r *rig) {
 	d := Drive{ID: "stick", Image: disk(t, "dos", Volume{Type: "vfat", Label: "WARM"})}
-	before := len(r.notes(t))
+	before, hostBefore := len(r.notes(t)), r.hostTime(t)
 	for range 11 {
 		r.plug(t, d)
 		r.sh(t, "guest await /mnt/WARM")
@@ -425,6 +425,7 @@ func testReactions(t *testing.T, r *rig) {
 		r.pull(t, d.ID)
 		r.clean(t)
 	}
+	slow := slowdown(hostBefore, r.hostTime(t))
 	notes := r.notes(t)
 	up, _ := reactions(t, notes[before:])
 	_, down := reactions(t, notes)
@@ -437,10 +438,14 @@ func testReactions(t *testing.T, r *rig) {
 	slices.SortFunc(down, byTime)
 	t.Logf("mounts after the partition's event: median %v, of %v", median(up), up)
 	t.Logf("unmounts after the event: median %v, of %v", median(down), down)
-	if m := median(up); m > 300*time.Millisecond {
-		t.Errorf("drives are mounted %v after the kernel's event (median), want at most 300 ms", m)
-	}
-	if m := median(down); m > time.Second {
-		t.Errorf("drives are unmounted %v after the kernel's event (median), want at most 1 s", m)
+	t.Logf("other programs on this host made the machine %.1f times slower", slow)
+	for _, c := range []struct {
+		what   string
+		had    []reaction
+		atMost time.Duration
+	}{{"mounted", up, 300 * time.Millisecond}, {"unmounted", down, time.Second}} {
+		if m := time.Duration(float64(median(c.had)) / slow); m > c.atMost {
+			t.Errorf("drives are %s %v after the kernel's event (median, without the host's other work), want at most %v", c.what, m, c.atMost)
+		}
 	}
 }

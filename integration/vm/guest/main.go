@@ -40,8 +40,6 @@ func run(ctx context.Context, args []string) error {
 		return ask(args[1:])
 	case len(args) == 3 && args[0] == "write":
 		return write(ctx, args[1], args[2])
-	case args[0] == "bench":
-		return bench()
 	case len(args) == 2 && args[0] == "await":
 		return await(args[1])
 	}
