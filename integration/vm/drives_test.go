@@ -416,9 +416,15 @@ func testStorm(t *testing.T, r *rig) {
 // clock of the guest: for warm, single plugs of a stick with one partition, and
 // for all pulls of the cases before.
 func testReactions(t *testing.T, r *rig) {
-	d := Drive{ID: "stick", Image: disk(t, "dos", Volume{Type: "vfat", Label: "WARM"})}
+	master := disk(t, "dos", Volume{Type: "vfat", Label: "WARM"})
 	before, hostBefore := len(r.notes(t)), r.hostTime(t)
-	for range 11 {
+	for i := range 11 {
+		// A new copy each time: a stick that was pulled out is dirty, and is
+		// checked before it is mounted.
+		d := Drive{ID: "stick", Image: fmt.Sprintf("%s.%d", master, i)}
+		if err := duplicate(master, d.Image); err != nil {
+			t.Fatal(err)
+		}
 		r.plug(t, d)
 		r.sh(t, "guest await /mnt/WARM")
 		r.mounted(t, "/mnt/WARM")

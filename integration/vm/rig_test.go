@@ -146,6 +146,16 @@ func disk(t *testing.T, table string, v ...Volume) string {
 	return file
 }
 
+// duplicate copies an image.
+func duplicate(from, to string) error {
+	f, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	size, err := copySparse(f, 0, from)
+	return errors.Join(err, f.Truncate(size), f.Close())
+}
+
 // table reads the guest's mount table.
 func (r *rig) table(t *testing.T) []*mountinfo.Info {
 	t.Helper()
