@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"iter"
 	"os"
@@ -13,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Sysfs is where the kernel's view of the devices is mounted.
@@ -77,18 +78,15 @@ func (d Device) SamePlugging(o Device) bool {
 // List returns all block devices below a sysfs root, by name. A device that
 // vanishes meanwhile is left out.
 func List(sysfs string) ([]Device, error) {
-	root, err := os.OpenRoot(sysfs)
-	if err != nil {
-		return nil, fmt.Errorf("listing block devices: %w", err)
-	}
-	defer root.Close()
+	root := sysTree(sysfs)
 	names, err := folder(root, "class/block")
 	if err != nil {
 		return nil, fmt.Errorf("listing block devices: %w", err)
 	}
 	devices := make([]Device, 0, len(names))
+	disks := make(map[string]Device)
 	for _, name := range names {
-		d, err := read(root, name)
+		d, err := read(root, name, disks)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errGone) {
 			continue
 		}
@@ -106,12 +104,7 @@ func Read(sysfs, name string) (Device, error) {
 	if !validName(name) {
 		return Device{}, fmt.Errorf("block device %.40q: %w", name, fs.ErrNotExist)
 	}
-	root, err := os.OpenRoot(sysfs)
-	if err != nil {
-		return Device{}, fmt.Errorf("block device %s: %w", name, err)
-	}
-	defer root.Close()
-	d, err := read(root, name)
+	d, err := read(sysTree(sysfs), name, map[string]Device{})
 	if errors.Is(err, errGone) {
 		err = fmt.Errorf("block device %s: %w", name, fs.ErrNotExist)
 	}
@@ -122,17 +115,19 @@ func Read(sysfs, name string) (Device, error) {
 // there, and what is in it is not any more.
 var errGone = errors.New("device is going")
 
-func read(root *os.Root, name string) (Device, error) {
-	link := "class/block/" + name
-	target, err := root.Readlink(link)
+// read describes one device. What all devices of a disk share is taken from
+// disks, by the disk's path, and put there.
+func read(root sysTree, name string, disks map[string]Device) (Device, error) {
+	target, err := root.readlink("class/block/" + name)
 	if err != nil {
 		return Device{}, fmt.Errorf("block device %s: %w", name, err)
 	}
 	// The link leads from class/block to devices/…; it is resolved by its
 	// text, so that the path shows which buses the device hangs on.
 	path := filepath.Join("class/block", target)
-	d := Device{Name: name, Path: path, Disk: name}
-
+	if !filepath.IsLocal(path) {
+		return Device{}, fmt.Errorf("block device %s: its link leads to %.80q: %w", name, target, fs.ErrInvalid)
+	}
 	env := readEnv(root, path+"/uevent")
 	if env == nil {
 		return Device{}, errGone
@@ -141,24 +136,59 @@ func read(root *os.Root, name string) (Device, error) {
 	if err != nil {
 		return Device{}, fmt.Errorf("block device %s: %w", name, err)
 	}
-	d.Major, d.Minor = e.Major, e.Minor
-	d.Partition = e.Partition
-	d.PartName, d.PartUUID = env["PARTNAME"], env["PARTUUID"]
-
-	disk := path
-	if n := int(number(root, path+"/partition")); n > 0 {
-		d.Partition = n
+	disk, partition := path, int(number(root, path+"/partition"))
+	if partition > 0 {
 		disk = filepath.Dir(path)
-		d.Disk = filepath.Base(disk)
 	}
-	d.DiskSeq = uint64(number(root, disk+"/diskseq"))
+	d, ok := disks[disk]
+	if !ok {
+		d = readDisk(root, disk)
+		disks[disk] = d
+	}
+	d.Name, d.Path = name, path
+	d.Major, d.Minor = e.Major, e.Minor
+	d.Partition = max(partition, e.Partition)
+	d.PartName, d.PartUUID = env["PARTNAME"], env["PARTUUID"]
 	if d.DiskSeq == 0 {
 		d.DiskSeq = e.DiskSeq
 	}
+	if partition == 0 {
+		d.Disk = name
+	}
 	d.Size = number(root, path+"/size") * 512
 	d.ReadOnly = number(root, path+"/ro") != 0
-	d.Removable = number(root, disk+"/removable") != 0
-	d.Hidden = number(root, disk+"/hidden") != 0
+	d.Holders, _ = folder(root, path+"/holders")
+	d.Slaves, _ = folder(root, path+"/slaves")
+	if d.IsPartition() {
+		return d, nil
+	}
+	d.PollsMedia = slices.Contains(strings.Fields(text(root, disk+"/events")), "media_change")
+	d.MediaPoll = int(number(root, disk+"/events_poll_msecs"))
+	for _, sub := range mustFolder(root, path) {
+		if strings.HasPrefix(sub, name) && number(root, path+"/"+sub+"/partition") > 0 {
+			d.Partitions = append(d.Partitions, sub)
+		}
+	}
+	return d, nil
+}
+
+// readDisk describes what a disk and its partitions have in common.
+func readDisk(root sysTree, disk string) Device {
+	d := Device{
+		Disk:      filepath.Base(disk),
+		DiskSeq:   uint64(number(root, disk+"/diskseq")),
+		Removable: number(root, disk+"/removable") != 0,
+		Hidden:    number(root, disk+"/hidden") != 0,
+	}
+	// Virtual disks, of which there are many, have no hardware.
+	if strings.HasPrefix(disk, "devices/virtual/") {
+		d.DMName = text(root, disk+"/dm/name")
+		d.DMUUID = text(root, disk+"/dm/uuid")
+		d.Backing = text(root, disk+"/loop/backing_file")
+		if !strings.HasPrefix(d.Disk, "nvme") {
+			return d
+		}
+	}
 	d.Vendor = text(root, disk+"/device/vendor")
 	d.Model = text(root, disk+"/device/model")
 	d.Serial = text(root, disk+"/device/serial")
@@ -183,33 +213,17 @@ func read(root *os.Root, name string) (Device, error) {
 	if strings.HasPrefix(d.Vendor, "0x") {
 		d.Vendor = ""
 	}
-	d.DMName = text(root, disk+"/dm/name")
-	d.DMUUID = text(root, disk+"/dm/uuid")
-	d.Backing = text(root, disk+"/loop/backing_file")
-	if !d.IsPartition() {
-		d.PollsMedia = slices.Contains(strings.Fields(text(root, disk+"/events")), "media_change")
-		d.MediaPoll = int(number(root, disk+"/events_poll_msecs"))
-	}
-	d.Holders, _ = folder(root, path+"/holders")
-	d.Slaves, _ = folder(root, path+"/slaves")
-	if !d.IsPartition() {
-		for _, sub := range mustFolder(root, path) {
-			if strings.HasPrefix(sub, name) && number(root, path+"/"+sub+"/partition") > 0 {
-				d.Partitions = append(d.Partitions, sub)
-			}
-		}
-	}
-	return d, nil
+	return d
 }
 
 // usbDevice returns the folder of the USB device that a disk hangs on: the
 // nearest one above it with a vendor number. Empty without one.
-func usbDevice(root *os.Root, disk string) string {
+func usbDevice(root sysTree, disk string) string {
 	if !onUSB(disk) {
 		return ""
 	}
 	for dir := filepath.Dir(disk); dir != "." && dir != "/"; dir = filepath.Dir(dir) {
-		if _, err := root.Stat(dir + "/idVendor"); err == nil {
+		if root.has(dir + "/idVendor") {
 			return dir
 		}
 	}
@@ -253,18 +267,43 @@ func listed(sysfs string) iter.Seq2[Event, error] {
 // a page of 4 KiB, some architectures 64 KiB.
 const maxAttribute = 64 << 10
 
-func attribute(root *os.Root, path string) ([]byte, error) {
-	f, err := root.Open(path)
+// A sysTree is the root of sysfs, or of a copy. A listing reads hundreds of files
+// in it and is made at every event, so each is read by as few system calls as
+// can be: without the runtime's poller, and without walking the path in parts.
+type sysTree string
+
+func (t sysTree) path(name string) string { return string(t) + "/" + name }
+
+func (t sysTree) readlink(name string) (string, error) { return os.Readlink(t.path(name)) }
+
+func (t sysTree) has(name string) bool { return unix.Access(t.path(name), unix.F_OK) == nil }
+
+func attribute(root sysTree, name string) ([]byte, error) {
+	fd, err := unix.Open(root.path(name), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: root.path(name), Err: err}
 	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxAttribute))
+	defer unix.Close(fd)
+	data := make([]byte, 0, 512)
+	for len(data) < maxAttribute {
+		n, err := unix.Read(fd, data[len(data):cap(data)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: root.path(name), Err: err}
+		}
+		if n == 0 {
+			break
+		}
+		data = slices.Grow(data[:len(data)+n], 512)
+	}
+	return data[:min(len(data), maxAttribute)], nil
 }
 
 // text returns an attribute without the padding around it, "" when there is
 // none.
-func text(root *os.Root, path string) string {
+func text(root sysTree, path string) string {
 	b, err := attribute(root, path)
 	if err != nil {
 		return ""
@@ -273,7 +312,7 @@ func text(root *os.Root, path string) string {
 }
 
 // number returns a decimal attribute, 0 when there is none.
-func number(root *os.Root, path string) int64 {
+func number(root sysTree, path string) int64 {
 	n, err := strconv.ParseInt(text(root, path), 10, 64)
 	if err != nil {
 		return 0
@@ -283,7 +322,7 @@ func number(root *os.Root, path string) int64 {
 
 // readEnv reads a uevent attribute: lines KEY=VALUE. It returns nil when there
 // is none.
-func readEnv(root *os.Root, path string) map[string]string {
+func readEnv(root sysTree, path string) map[string]string {
 	b, err := attribute(root, path)
 	if err != nil || len(b) == 0 {
 		return nil
@@ -298,8 +337,8 @@ func readEnv(root *os.Root, path string) map[string]string {
 	return env
 }
 
-func folder(root *os.Root, path string) ([]string, error) {
-	f, err := root.Open(path)
+func folder(root sysTree, path string) ([]string, error) {
+	f, err := os.Open(root.path(path))
 	if err != nil {
 		return nil, err
 	}
@@ -309,7 +348,7 @@ func folder(root *os.Root, path string) ([]string, error) {
 	return names, err
 }
 
-func mustFolder(root *os.Root, path string) []string {
+func mustFolder(root sysTree, path string) []string {
 	names, _ := folder(root, path)
 	return names
 }

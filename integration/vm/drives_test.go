@@ -416,19 +416,27 @@ func testStorm(t *testing.T, r *rig) {
 // clock of the guest: for warm, single plugs of a stick with one partition, and
 // for all pulls of the cases before.
 func testReactions(t *testing.T, r *rig) {
-	d := Drive{ID: "stick", Image: disk(t, "dos", Volume{Type: "vfat", Label: "WARM"})}
-	before := len(r.notes(t))
-	for range 11 {
+	master := disk(t, "dos", Volume{Type: "vfat", Label: "WARM"})
+	before, hostBefore := len(r.notes(t)), r.hostTime(t)
+	for i := range 11 {
+		// A new copy each time: a stick that was pulled out is dirty, and is
+		// checked before it is mounted.
+		d := Drive{ID: "stick", Image: fmt.Sprintf("%s.%d", master, i)}
+		if err := duplicate(master, d.Image); err != nil {
+			t.Fatal(err)
+		}
 		r.plug(t, d)
+		r.sh(t, "guest await /mnt/WARM")
 		r.mounted(t, "/mnt/WARM")
 		r.pull(t, d.ID)
 		r.clean(t)
 	}
+	slow := slowdown(hostBefore, r.hostTime(t))
 	notes := r.notes(t)
 	up, _ := reactions(t, notes[before:])
 	_, down := reactions(t, notes)
 	if len(up) != 11 || len(down) < len(up) {
-		t.Fatalf("%d mounts and %d unmounts were seen", len(up), len(down))
+		t.Fatalf("%d mounts and %d unmounts were seen: %v, %v\n%+v", len(up), len(down), up, down, notes[before:])
 	}
 	up = up[1:]
 	byTime := func(a, b reaction) int { return int(a.Duration - b.Duration) }
@@ -436,10 +444,14 @@ func testReactions(t *testing.T, r *rig) {
 	slices.SortFunc(down, byTime)
 	t.Logf("mounts after the partition's event: median %v, of %v", median(up), up)
 	t.Logf("unmounts after the event: median %v, of %v", median(down), down)
-	if m := median(up); m > 300*time.Millisecond {
-		t.Errorf("drives are mounted %v after the kernel's event (median), want at most 300 ms", m)
-	}
-	if m := median(down); m > time.Second {
-		t.Errorf("drives are unmounted %v after the kernel's event (median), want at most 1 s", m)
+	t.Logf("other programs on this host made the machine %.1f times slower", slow)
+	for _, c := range []struct {
+		what   string
+		had    []reaction
+		atMost time.Duration
+	}{{"mounted", up, 300 * time.Millisecond}, {"unmounted", down, time.Second}} {
+		if m := time.Duration(float64(median(c.had)) / slow); m > c.atMost {
+			t.Errorf("drives are %s %v after the kernel's event (median, without the host's other work), want at most %v", c.what, m, c.atMost)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -23,7 +24,7 @@ var soak = flag.Int("soak", 1, "how often to run each case in the virtual machin
 
 // patience is how long a test waits for what must happen. It happens within
 // two seconds on an idle machine.
-const patience = 60 * time.Second
+const patience = 30 * time.Second
 
 // A rig is the machine with the service and the witness running in it.
 type rig struct {
@@ -143,6 +144,16 @@ func disk(t *testing.T, table string, v ...Volume) string {
 		t.Fatal(err)
 	}
 	return file
+}
+
+// duplicate copies an image.
+func duplicate(from, to string) error {
+	f, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	size, err := copySparse(f, 0, from)
+	return errors.Join(err, f.Truncate(size), f.Close())
 }
 
 // table reads the guest's mount table.
@@ -290,6 +301,44 @@ func reactions(t *testing.T, notes []note) (up, down []reaction) {
 		}
 	}
 	return up, down
+}
+
+// hostTime is the time that the machine's threads ran on this host, and the
+// time that they were ready to run and had to wait for others.
+type hostTime struct{ ran, waited time.Duration }
+
+// slowdown tells how many times longer everything took between a and b because
+// other programs kept the processors busy: 1 on an idle host.
+func slowdown(a, b hostTime) float64 {
+	ran, waited := float64(b.ran-a.ran), float64(b.waited-a.waited)
+	return (ran + waited) / max(ran, 1)
+}
+
+// hostTime reads the accounts of the machine's threads (the kernel's
+// Documentation/scheduler/sched-stats.rst).
+func (r *rig) hostTime(t *testing.T) hostTime {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", r.qemu.Process.Pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no accounts of the machine's threads: %v", err)
+	}
+	var sum hostTime
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the thread has ended
+		}
+		var h hostTime
+		if err == nil {
+			_, err = fmt.Sscan(string(b), &h.ran, &h.waited)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum.ran += h.ran
+		sum.waited += h.waited
+	}
+	return sum
 }
 
 func (r reaction) String() string {

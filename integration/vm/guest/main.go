@@ -4,7 +4,7 @@
 //	guest drives STATE LOG looks after the drives as the service does
 //	guest ask WORD...      asks "guest drives": list, eject NAME
 //	guest write DIR LOG    writes files below DIR without pause, by path
-//	guest now              prints the clock of the witness
+//	guest await DIR        waits until something is mounted at DIR, without polling
 //
 // The witness uses nothing of the service: its own netlink socket and its own
 // view of the mount table, stamped with the machine's clock. It is what the
@@ -40,11 +40,10 @@ func run(ctx context.Context, args []string) error {
 		return ask(args[1:])
 	case len(args) == 3 && args[0] == "write":
 		return write(ctx, args[1], args[2])
-	case len(args) == 1 && args[0] == "now":
-		fmt.Println(now())
-		return nil
+	case len(args) == 2 && args[0] == "await":
+		return await(args[1])
 	}
-	return errors.New("usage: guest witness FILE | drives STATE LOG | ask WORD... | write DIR LOG | now")
+	return errors.New("usage: guest witness FILE | drives STATE LOG | ask WORD... | write DIR LOG | await DIR")
 }
 
 // now is the time since boot in microseconds.

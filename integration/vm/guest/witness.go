@@ -162,3 +162,25 @@ func mounts() ([]string, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	return strings.Split(strings.TrimSpace(string(b)), "\n"), err
 }
+
+// await waits until something is mounted at dir. It takes no time from what is
+// measured meanwhile.
+func await(dir string) error {
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	for {
+		lines, err := mounts()
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, " "+dir+" ") }) {
+			return nil
+		}
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}}, -1); err != nil && err != unix.EINTR {
+			return fmt.Errorf("poll: %w", err)
+		}
+	}
+}
