@@ -19,6 +19,7 @@ type DriveState string
 // The states of a drive.
 const (
 	DriveBusy    DriveState = "busy"     // being probed, checked, mounted or ejected
+	DriveReady   DriveState = "ready"    // can be mounted; nobody asked for it yet
 	DriveMounted DriveState = "mounted"  // usable at Path
 	DriveEjected DriveState = "ejected"  // unmounted on request; mounted again when it is plugged in again
 	DriveFailed  DriveState = "failed"   // could not be mounted; tried again when something changes

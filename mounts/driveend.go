@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/iot49/ide49-backup/udev"
 	"github.com/moby/sys/mountinfo"
@@ -39,6 +38,9 @@ func (l *driveLoop) adopt() error {
 			keep = append(keep, c)
 		}
 	}
+	if l.peek {
+		return nil
+	}
 	l.record.Boot = boot
 	l.record.Claims = keep
 	return l.record.save()
@@ -47,6 +49,9 @@ func (l *driveLoop) adopt() error {
 func (l *driveLoop) adoptOne(c claim, boot string, devices []udev.Device, table []*mountinfo.Info) (bool, error) {
 	top := topMount(table, c.Path)
 	if top == nil {
+		if l.peek {
+			return false, nil
+		}
 		return false, c.removeDir()
 	}
 	if l.record.Boot != boot || c.SDev == "" || fmt.Sprintf("%d:%d", top.Major, top.Minor) != c.SDev {
@@ -55,16 +60,20 @@ func (l *driveLoop) adoptOne(c claim, boot string, devices []udev.Device, table 
 	p := c.plugging(l.sysfs, uint64(top.ID))
 	i := slices.IndexFunc(devices, func(d udev.Device) bool { return d.Name == c.Device })
 	if i < 0 || p.Alive() != nil {
+		if l.peek {
+			return false, nil
+		}
 		if err := c.detach(); err != nil {
 			return true, fmt.Errorf("the drive at %s is gone: %w", c.Path, err)
 		}
 		return false, c.removeDir()
 	}
-	m := &mounted{claim: c, plugging: p, since: time.Now(), readOnly: readOnlyMount(top)}
+	m := &mounted{claim: c, plugging: p, readOnly: readOnlyMount(top)}
 	if m.readOnly {
 		m.reason = "it was mounted read-only by the run before"
 	}
-	l.drives[c.Device] = &drive{dev: devices[i], mount: m}
+	p.Under = l.below(devices[i])
+	l.drives[c.Device] = &drive{dev: devices[i], mount: m, under: p.Under, probe: &c.Probe}
 	return true, nil
 }
 

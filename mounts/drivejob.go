@@ -71,6 +71,7 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 		return undo(fmt.Errorf("the new mount at %s is not in the mount table", j.claim.Path))
 	}
 	j.claim.SDev = fmt.Sprintf("%d:%d", top.Major, top.Minor)
+	j.claim.Since = time.Now()
 	m.claim = j.claim
 	m.plugging = j.claim.plugging(j.sysfs, id)
 	if err := m.plugging.Alive(); err != nil {
@@ -89,7 +90,6 @@ func (j *mountJob) run(ctx context.Context) (*mounted, error) {
 		m.reason = "the kernel mounted it read-only, since the file system has faults or lacks support for writing"
 		m.remedy = "check it on a computer"
 	}
-	m.since = time.Now()
 	return m, nil
 }
 

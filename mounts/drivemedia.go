@@ -25,6 +25,9 @@ func kernelPoll(sysfs string, d udev.Device) bool {
 // watchMedia sees to it that card changes in a new device are noticed.
 func (l *driveLoop) watchMedia(d udev.Device) {
 	delete(l.polled, d.Name)
+	if l.peek {
+		return
+	}
 	if d.PollsMedia && d.Removable && !d.IsPartition() && !kernelPoll(l.sysfs, d) {
 		l.polled[d.Name] = true
 	}

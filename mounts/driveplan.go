@@ -181,7 +181,7 @@ func (p *planner) decide(d udev.Device) DriveVerdict {
 		if rule.KeyFile == "" {
 			return leave(DriveLocked, "it is encrypted (LUKS) and no key file is configured", "add a rule with its uuid and a key_file")
 		}
-		v.Action, v.State = UnlockDrive, DriveBusy
+		v.Action, v.State = UnlockDrive, DriveReady
 		v.Name = d.Name
 		return v
 	}
@@ -208,17 +208,17 @@ func (p *planner) decide(d udev.Device) DriveVerdict {
 		return leave(DriveFailed, v.Spec.Path+" belongs to "+other, "eject that drive first, or change the rules")
 	}
 	p.paths[v.Spec.Path] = d.Name
-	v.Action, v.State = MountDrive, DriveBusy
+	v.Action, v.State = MountDrive, DriveReady
 	return v
 }
 
 // candidate reports whether a device could be a drive of the user at all: on
-// USB, removable, named by the configuration, or an encrypted drive we opened.
+// USB, removable, named by the configuration or a person, or ours already.
 func (p *planner) candidate(d, disk udev.Device) bool {
 	if d.Hidden || disk.Hidden {
 		return false
 	}
-	if _, asked := p.Asked[d.Name]; asked || openedByUs(d) {
+	if _, asked := p.Asked[d.Name]; asked || p.Ours[d.Name] || openedByUs(d) {
 		return true
 	}
 	if disk.USB || disk.Removable {

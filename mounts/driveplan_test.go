@@ -51,7 +51,7 @@ func TestPlan(t *testing.T) {
 				Devices: []udev.Device{disk("sda", "sda1"), part("sda1", 1)},
 				Probes:  map[string]Probe{"sda1": found("vfat", "BACKUP", "1A2B-3C4D")},
 			},
-			want: map[string]want{"sda1": {action: MountDrive, state: DriveBusy, path: "/mnt/BACKUP"}},
+			want: map[string]want{"sda1": {action: MountDrive, state: DriveReady, path: "/mnt/BACKUP"}},
 		},
 		{
 			name: "whole disk without partitions, though blkid sees a table too",
@@ -59,7 +59,7 @@ func TestPlan(t *testing.T) {
 				Devices: []udev.Device{disk("sda")},
 				Probes:  map[string]Probe{"sda": {Outcome: ProbeFound, Usage: "filesystem", Type: "exfat", Label: "CAM", UUID: "AA-BB", Table: "dos"}},
 			},
-			want: map[string]want{"sda": {action: MountDrive, state: DriveBusy, path: "/mnt/CAM"}},
+			want: map[string]want{"sda": {action: MountDrive, state: DriveReady, path: "/mnt/CAM"}},
 		},
 		{
 			name: "no label",
@@ -71,8 +71,8 @@ func TestPlan(t *testing.T) {
 				},
 			},
 			want: map[string]want{
-				"sda1": {action: MountDrive, state: DriveBusy, path: "/mnt/Ultra-Fit-6fa459ea"},
-				"sda2": {action: MountDrive, state: DriveBusy, path: "/mnt/Ultra-Fit-1A2B3C4D"},
+				"sda1": {action: MountDrive, state: DriveReady, path: "/mnt/Ultra-Fit-6fa459ea"},
+				"sda2": {action: MountDrive, state: DriveReady, path: "/mnt/Ultra-Fit-1A2B3C4D"},
 			},
 		},
 		{
@@ -85,8 +85,8 @@ func TestPlan(t *testing.T) {
 				Probes: map[string]Probe{"sda": found("ext4", "DATA", "u-a"), "sdb": found("ext4", "DATA", "u-b")},
 			},
 			want: map[string]want{
-				"sda": {action: MountDrive, state: DriveBusy, path: "/mnt/DATA-2"},
-				"sdb": {action: MountDrive, state: DriveBusy, path: "/mnt/DATA"},
+				"sda": {action: MountDrive, state: DriveReady, path: "/mnt/DATA-2"},
+				"sdb": {action: MountDrive, state: DriveReady, path: "/mnt/DATA"},
 			},
 		},
 		{
@@ -96,7 +96,7 @@ func TestPlan(t *testing.T) {
 				Probes:  map[string]Probe{"sda1": found("ext4", "DATA", "U-B")},
 				Names:   Names{"ext4:u-a": "DATA", "ext4:u-b": "DATA-2"},
 			},
-			want: map[string]want{"sda1": {action: MountDrive, state: DriveBusy, path: "/mnt/DATA-2"}},
+			want: map[string]want{"sda1": {action: MountDrive, state: DriveReady, path: "/mnt/DATA-2"}},
 		},
 		{
 			name: "the same UUID twice",
@@ -106,7 +106,7 @@ func TestPlan(t *testing.T) {
 				Ours:    map[string]bool{"sdb": true},
 			},
 			want: map[string]want{
-				"sdb": {action: MountDrive, state: DriveBusy, path: "/mnt/A"},
+				"sdb": {action: MountDrive, state: DriveReady, path: "/mnt/A"},
 				"sda": {state: DriveFailed, reason: "same UUID as sdb"},
 			},
 		},
@@ -117,7 +117,7 @@ func TestPlan(t *testing.T) {
 				Probes:   map[string]Probe{"sda": found("ext4", "DATA", "u-a")},
 				Occupied: func(p string) bool { return p == "/mnt/DATA" || p == "/mnt/DATA-2" },
 			},
-			want: map[string]want{"sda": {action: MountDrive, state: DriveBusy, path: "/mnt/DATA-3"}},
+			want: map[string]want{"sda": {action: MountDrive, state: DriveReady, path: "/mnt/DATA-3"}},
 		},
 		{
 			name: "the system's disk, swap",
@@ -151,8 +151,8 @@ func TestPlan(t *testing.T) {
 				Probes:  map[string]Probe{"loop3": found("xfs", "X", "x"), "sr0": found("iso9660", "DISC", "2026-11-23-00-00-00-00")},
 			},
 			want: map[string]want{
-				"loop3": {action: MountDrive, state: DriveBusy, path: "/mnt/X"}, "loop5": {state: DriveLeft, hidden: true},
-				"sr0": {action: MountDrive, state: DriveBusy, path: "/mnt/DISC"},
+				"loop3": {action: MountDrive, state: DriveReady, path: "/mnt/X"}, "loop5": {state: DriveLeft, hidden: true},
+				"sr0": {action: MountDrive, state: DriveReady, path: "/mnt/DISC"},
 			},
 		},
 		{
@@ -219,7 +219,7 @@ func TestPlan(t *testing.T) {
 				Devices: []udev.Device{part("sda1", 1)},
 				Probes:  map[string]Probe{"sda1": {Outcome: ProbeFound, Usage: "crypto", Type: "crypto_LUKS", UUID: "9-9"}},
 			},
-			want: map[string]want{"sda1": {action: UnlockDrive, state: DriveBusy}},
+			want: map[string]want{"sda1": {action: UnlockDrive, state: DriveReady}},
 		},
 		{
 			name: "encrypted and opened",
@@ -231,7 +231,7 @@ func TestPlan(t *testing.T) {
 				Probes: map[string]Probe{"sda1": {Outcome: ProbeFound, Usage: "crypto", Type: "crypto_LUKS", UUID: "9-9"}, "dm-0": found("ext4", "SECRET", "s")},
 				Ours:   map[string]bool{"sda1": true},
 			},
-			want: map[string]want{"sda1": {state: DriveLeft, hidden: true}, "dm-0": {action: MountDrive, state: DriveBusy, path: "/mnt/SECRET"}},
+			want: map[string]want{"sda1": {state: DriveLeft, hidden: true}, "dm-0": {action: MountDrive, state: DriveReady, path: "/mnt/SECRET"}},
 		},
 		{
 			name: "rules",
@@ -248,8 +248,8 @@ func TestPlan(t *testing.T) {
 				Probes: map[string]Probe{"sda1": found("ext4", "MEDIA/1", "m"), "sda2": found("vfat", "CAM", "1A2B-3C4D")},
 			},
 			want: map[string]want{
-				"sda1": {action: MountDrive, state: DriveBusy, path: "/mnt/MEDIA_1", ro: true},
-				"sda2": {action: MountDrive, state: DriveBusy, path: "/srv/camera"},
+				"sda1": {action: MountDrive, state: DriveReady, path: "/mnt/MEDIA_1", ro: true},
+				"sda2": {action: MountDrive, state: DriveReady, path: "/srv/camera"},
 				"sdb":  {state: DriveLeft, reason: "rule"},
 			},
 		},
@@ -271,7 +271,7 @@ func TestPlan(t *testing.T) {
 				Probes:  map[string]Probe{"sda1": found("vfat", "CAM1", "1"), "sda2": found("vfat", "CAM2", "2")},
 			},
 			want: map[string]want{
-				"sda1": {action: MountDrive, state: DriveBusy, path: "/srv/camera"},
+				"sda1": {action: MountDrive, state: DriveReady, path: "/srv/camera"},
 				"sda2": {state: DriveFailed, reason: "belongs to sda1"},
 			},
 		},
@@ -282,7 +282,7 @@ func TestPlan(t *testing.T) {
 				Probes:  map[string]Probe{"vdb": found("ext4", "X", "1")},
 				Asked:   map[string]DriveMountOptions{"vdb": {At: "/srv/x", ReadOnly: true}},
 			},
-			want: map[string]want{"vdb": {action: MountDrive, state: DriveBusy, path: "/srv/x", ro: true}},
+			want: map[string]want{"vdb": {action: MountDrive, state: DriveReady, path: "/srv/x", ro: true}},
 		},
 		{
 			name: "asked for, but the system's",

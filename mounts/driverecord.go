@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,8 @@ type claim struct {
 	Partition    int
 	ID, UUID     string
 	Type         string
+	Probe        Probe // what was found on it
+	Since        time.Time
 	SDev         string // number of the file system in mountinfo; empty until it is mounted
 }
 

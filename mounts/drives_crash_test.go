@@ -145,7 +145,7 @@ func TestCrash(t *testing.T) {
 
 	// The next run takes it over, and leaves it when it ends, since it is busy.
 	c = startChild(t, cfg, nil)
-	if after := c.wait(s.name, DriveMounted); after.Path != before.Path || after.Plugging.MountID != before.Plugging.MountID {
+	if after := c.wait(s.name, DriveMounted); after.Path != before.Path || after.Plugging.MountID != before.Plugging.MountID || after.Label != "CRASH" || after.Type != "ext4" || !after.Since.Equal(before.Since) {
 		t.Errorf("taken over: %+v", after)
 	}
 	c.end(unix.SIGTERM)
@@ -410,6 +410,20 @@ func TestOnce(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
 	if err := got.Plugging.Check(at); err != nil {
 		t.Errorf("after Once: %v", err)
+	}
+	record, rerr := os.ReadFile(filepath.Join(cfg.StateDir, recordFile))
+	list, err := Present(t.Context(), cfg)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if d, err := findDrive(list, a.name); err != nil || d.State != DriveMounted || d.Path != at || d.Label != "ONE" || d.Used == 0 {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if d, err := findDrive(list, b.name); err != nil || d.State != DriveReady || d.Path != "" || d.Label != "TWO" || d.Name != "TWO" {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if after, err := os.ReadFile(filepath.Join(cfg.StateDir, recordFile)); rerr != nil || err != nil || string(after) != string(record) {
+		t.Errorf("looking changed the record: %s, before %s, %v, %v", after, record, rerr, err)
 	}
 	err = Once(t.Context(), cfg, DriveEvents{}, func(ctx context.Context, d *Drives) error {
 		e, err := d.Eject(ctx, "x", EjectOptions{})
