@@ -134,7 +134,7 @@ func findDrive(list []Drive, what string) (Drive, error) {
 		}
 		return Drive{}, fmt.Errorf("%q means several drives (%s); name one of them", what, strings.Join(names, ", "))
 	}
-	return Drive{}, fmt.Errorf("drive %q: %w; ide49-backup drives lists those that are", what, ErrNoDrive)
+	return Drive{}, fmt.Errorf("drive %q: %w; `ide49-backup drives` lists those that are", what, ErrNoDrive)
 }
 
 // Run looks after the drives until ctx is done. It first removes what an

@@ -21,6 +21,7 @@ func verbs() []func(*app) *cobra.Command {
 		(*app).lsCommand,
 		(*app).statsCommand,
 		(*app).checkCommand,
+		(*app).drivesCommand,
 		(*app).configCommand,
 		(*app).completionCommand,
 		(*app).versionCommand,
