@@ -181,6 +181,7 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 		case f := <-l.calls:
 			f(l)
 		case <-rescan.C:
+			reapDaemons(l.proc)
 			for _, k := range l.drives {
 				if k.stuck != nil && k.stuck.passing {
 					k.stuck = nil

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -108,4 +110,42 @@ func readable(node string) error {
 		return errors.Unwrap(err)
 	}
 	return nil
+}
+
+// reapDaemons takes the exit status of ntfs-3g processes that ended. They
+// detach from who started them and fall to process 1, which may be this one
+// in a container; without this they would stay as zombies. A child that
+// runTool waits for is none of them: that one leads no session.
+func reapDaemons(proc string) {
+	self := os.Getpid()
+	for _, pid := range processes(proc) {
+		b, err := os.ReadFile(filepath.Join(proc, pid, "stat"))
+		if err != nil {
+			continue
+		}
+		n, parent, session, command, state := parseStat(string(b))
+		if n > 0 && parent == self && session == n && command == "ntfs-3g" && state == "Z" {
+			_, _ = unix.Wait4(n, nil, unix.WNOHANG, nil) // if it fails, somebody else was quicker
+		}
+	}
+}
+
+// parseStat reads the beginning of a process's stat file. The command may hold
+// spaces and parentheses. What can't be read is zero.
+func parseStat(text string) (pid, parent, session int, command, state string) {
+	open, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
+	if open < 0 || end < open {
+		return 0, 0, 0, "", ""
+	}
+	fields := strings.Fields(text[end+1:])
+	if len(fields) < 4 {
+		return 0, 0, 0, "", ""
+	}
+	pid, err1 := strconv.Atoi(strings.TrimSpace(text[:open]))
+	parent, err2 := strconv.Atoi(fields[1])
+	session, err3 := strconv.Atoi(fields[3])
+	if errors.Join(err1, err2, err3) != nil {
+		return 0, 0, 0, "", ""
+	}
+	return pid, parent, session, text[open+1 : end], fields[0]
 }
