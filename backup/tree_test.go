@@ -245,6 +245,24 @@ func TestDecodeTreeSkipsUnknownMembers(t *testing.T) {
 	}
 }
 
+func TestEachNodeStops(t *testing.T) {
+	stop := errors.New("enough")
+	n := 0
+	in := `{"nodes":[{"name":"a","type":"fifo"},{"name":"b","type":"fifo"},{"name":"c","type":"door"}]}`
+	err := EachNode([]byte(in), func(node *Node) error {
+		if n++; node.Name == "b" {
+			return stop
+		}
+		return nil
+	})
+	if err != stop || n != 2 {
+		t.Errorf("%d nodes, %v", n, err)
+	}
+	if err := EachNode([]byte(in), func(*Node) error { return nil }); !errors.Is(err, ErrMalformed) {
+		t.Errorf("%v", err)
+	}
+}
+
 func FuzzDecodeTree(f *testing.F) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for range 8 {

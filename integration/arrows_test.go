@@ -15,7 +15,8 @@ const module = "github.com/iot49/ide49-backup/"
 // mayImport says which of our packages a package may import, as
 // docs/architecture.md draws it. A name that ends in /... stands for all below.
 var mayImport = map[string][]string{
-	"backup":                     {},
+	"backup/internal/jsonscan":   {},
+	"backup":                     {"backup/internal/jsonscan"},
 	"backup/chunk":               {},
 	"backup/crypt":               {},
 	"udev":                       {},
@@ -25,7 +26,7 @@ var mayImport = map[string][]string{
 	"backup/backend/faulty":      {"backup", "backup/backend"},
 	"backup/backend/backendtest": {"backup", "backup/backend"},
 	"backup/backend/smb":         {"backup", "backup/backend", "smb"},
-	"backup/repo":                {"backup", "backup/backend", "backup/crypt"},
+	"backup/repo":                {"backup", "backup/backend", "backup/crypt", "backup/internal/jsonscan"},
 	"backup/archiver":            {"backup", "backup/repo", "backup/chunk"},
 	"backup/restorer":            {"backup", "backup/repo"},
 	"backup/check":               {"backup", "backup/backend", "backup/repo"},

@@ -55,9 +55,8 @@ func (l *driveLoop) adoptOne(c claim, boot string, devices []udev.Device, table 
 	p := c.plugging(l.sysfs, uint64(top.ID))
 	i := slices.IndexFunc(devices, func(d udev.Device) bool { return d.Name == c.Device })
 	if i < 0 || p.Alive() != nil {
-		err := unix.Unmount(c.Path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil {
-			return true, fmt.Errorf("unmounting the drive at %s that is gone: %w", c.Path, err)
+		if err := c.detach(); err != nil {
+			return true, fmt.Errorf("the drive at %s is gone: %w", c.Path, err)
 		}
 		return false, c.removeDir()
 	}

@@ -857,6 +857,7 @@ func (l *driveLoop) publish() {
 	var list, changed []Drive
 	for _, k := range l.drives {
 		if k.verdict.Hidden || k.verdict.Device.Name == "" {
+			k.shown = Drive{}
 			continue
 		}
 		s := k.show()

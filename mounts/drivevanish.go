@@ -8,6 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// detach removes the mount of a drive that is gone, busy or not, and the folder
+// with it where it is ours. A mount that somebody else removed is no error.
+func (c claim) detach() error {
+	if !c.Existed && vanish(c) == nil {
+		return nil
+	}
+	err := unix.Unmount(c.Path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("unmounting %s: %w", c.Path, err)
+	}
+	return nil
+}
+
 // vanish removes a mount folder of ours together with what is mounted on it,
 // in one step. In two steps, unmount and rmdir, a program that writes by path
 // could make files in the bare folder in between: they would land on the
@@ -19,27 +32,27 @@ import (
 // namespace in which nothing is mounted on it any more. Nothing is changed
 // after an error.
 func vanish(c claim) error {
-	if err := onThread(func() error { return vanishElsewhere(c) }); err != nil {
+	if err := onSpareThread(func() error { return vanishElsewhere(c) }); err != nil {
 		return fmt.Errorf("removing the mount folder %s with its mount: %w", c.Path, err)
 	}
 	return nil
 }
 
-// onThread runs f on a thread of its own, which ends with it, so that f may
-// change what belongs to a thread. It is never the main thread: that one does
-// not end, and /proc/self shows its namespaces as the process's.
-func onThread(f func() error) error {
+// onSpareThread runs f on a thread of its own that ends with f, so that f may
+// change the namespaces of that thread. It is never the first thread of the
+// process: the runtime can't end that one, and /proc/self shows its namespaces.
+func onSpareThread(f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: so the thread ends
-		if unix.Gettid() != unix.Getpid() {
-			done <- f()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// Kept here, the first thread can't be given to the next one.
+			defer runtime.UnlockOSThread()
+			done <- onSpareThread(f)
 			return
 		}
-		// While this goroutine keeps the main thread, the next gets another.
-		err := onThread(f)
-		runtime.UnlockOSThread()
-		done <- err
+		// Never unlocked: the thread and its namespaces end with this goroutine.
+		done <- f()
 	}()
 	return <-done
 }

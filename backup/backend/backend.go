@@ -50,6 +50,14 @@ type Backend interface {
 	Close() error
 }
 
+// An Evicter is a Backend over a cache that can be told to forget an object.
+type Evicter interface {
+	// Evict makes the next Get of k read from the device. It fails with
+	// errors.ErrUnsupported where the file system keeps its only copy in
+	// memory, or can't be told.
+	Evict(ctx context.Context, k Key) error
+}
+
 // ErrFull says that a store has no room for an object. Nothing of the object
 // stays behind.
 var ErrFull = errors.New("no space left; free some space or prune the repository")

@@ -2,15 +2,18 @@ package repo
 
 import (
 	"cmp"
-	"encoding/json"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"iter"
 	"slices"
 	"sort"
+	"strconv"
 	"sync"
 
 	"github.com/iot49/ide49-backup/backup"
+	"github.com/iot49/ide49-backup/backup/internal/jsonscan"
 )
 
 // A Location says where a blob is stored.
@@ -85,6 +88,19 @@ func (x *Index) probe(b backup.Blob, yield func(i uint32) bool) {
 	}
 }
 
+// Number returns a small number that stands for a blob, the same for all its
+// copies, smaller than Len. Numbers never change.
+func (x *Index) Number(b backup.Blob) (n uint32, ok bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	// Of equal keys, linear probing without removals meets the oldest first.
+	x.probe(b, func(i uint32) bool {
+		n, ok = i, true
+		return false
+	})
+	return n, ok
+}
+
 // Has reports whether a blob is stored.
 func (x *Index) Has(b backup.Blob) bool {
 	_, ok := x.PlainLength(b)
@@ -121,9 +137,11 @@ func (x *Index) Lookup(b backup.Blob) iter.Seq[Location] {
 	}
 }
 
-func (x *Index) packOf(i uint32) backup.ID {
+func (x *Index) packOf(i uint32) backup.ID { return x.runOf(i).pack }
+
+func (x *Index) runOf(i uint32) run {
 	n := sort.Search(len(x.runs), func(k int) bool { return x.runs[k].first > i })
-	return x.runs[n-1].pack
+	return x.runs[n-1]
 }
 
 // Len returns how many blobs are stored, counting copies.
@@ -270,65 +288,149 @@ type IndexPack struct {
 	Blobs []PackedBlob
 }
 
-type jsonIndex struct {
-	Packs []jsonPack `json:"packs"`
-}
-
-type jsonPack struct {
-	ID    backup.ID  `json:"id"`
-	Blobs []jsonBlob `json:"blobs"`
-}
-
-type jsonBlob struct {
-	ID     backup.ID `json:"id"`
-	Type   string    `json:"type"`
-	Offset uint32    `json:"offset"`
-	Length uint32    `json:"length"`
-	Plain  uint32    `json:"uncompressed_length,omitempty"`
-}
-
 // DecodeIndex parses and checks the plaintext of an index file.
 func DecodeIndex(plain []byte) (*IndexFile, error) {
 	if len(plain) > 0 && plain[0] == plainArray {
 		return nil, fmt.Errorf("the index is of the format before version 1: %w", ErrVersion)
 	}
-	var j jsonIndex
-	if err := json.Unmarshal(plain, &j); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	d := jsonscan.New(plain)
+	f := &IndexFile{}
+	err := d.Object(func(key []byte) error {
+		if string(key) != "packs" || d.Null() {
+			return d.Skip()
+		}
+		return d.Array(func() error {
+			p, err := decodeIndexPack(d)
+			f.Packs = append(f.Packs, p)
+			return err
+		})
+	})
+	if err == nil {
+		err = d.End()
 	}
-	f := &IndexFile{Packs: make([]IndexPack, len(j.Packs))}
-	for i, p := range j.Packs {
-		if p.ID.IsZero() {
-			return nil, fmt.Errorf("a pack without a name: %w", ErrDamaged)
-		}
-		blobs := make([]PackedBlob, len(p.Blobs))
-		for k, b := range p.Blobs {
-			blobs[k] = PackedBlob{backup.Blob{ID: b.ID}, b.Offset, b.Length, b.Plain}
-			switch b.Type {
-			case "data":
-			case "tree":
-				blobs[k].Kind = backup.TreeBlob
-			default:
-				return nil, fmt.Errorf("a blob of type %.20q: %w", b.Type, ErrDamaged)
-			}
-			if err := blobs[k].validate(); err != nil {
-				return nil, fmt.Errorf("pack %s: %w", p.ID.Short(), err)
-			}
-		}
-		f.Packs[i] = IndexPack{p.ID, blobs}
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		err = fmt.Errorf("byte %d: %w: %w", d.Pos(), ErrDamaged, err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return f, nil
 }
 
-// Encode returns the plaintext of an index file.
-func (f *IndexFile) Encode() ([]byte, error) {
-	j := jsonIndex{Packs: make([]jsonPack, len(f.Packs))}
-	for i, p := range f.Packs {
-		blobs := make([]jsonBlob, len(p.Blobs))
-		for k, b := range p.Blobs {
-			blobs[k] = jsonBlob{b.ID, b.Kind.String(), b.Offset, b.Length, b.Plain}
+func decodeIndexPack(d *jsonscan.Scanner) (IndexPack, error) {
+	var p IndexPack
+	err := d.Object(func(key []byte) (err error) {
+		switch string(key) {
+		case "id":
+			p.ID, err = decodeID(d)
+		case "blobs":
+			if d.Null() {
+				return nil
+			}
+			err = d.Array(func() error {
+				b, err := decodeIndexBlob(d)
+				p.Blobs = append(p.Blobs, b)
+				return err
+			})
+		default:
+			err = d.Skip()
 		}
-		j.Packs[i] = jsonPack{p.ID, blobs}
+		return err
+	})
+	if err == nil && p.ID.IsZero() {
+		err = fmt.Errorf("a pack without a name: %w", ErrDamaged)
 	}
-	return json.Marshal(j)
+	return p, err
+}
+
+func decodeIndexBlob(d *jsonscan.Scanner) (PackedBlob, error) {
+	var b PackedBlob
+	typed := false
+	number := func(to *uint32) error {
+		v, err := d.Uint(32)
+		*to = uint32(v)
+		return err
+	}
+	err := d.Object(func(key []byte) (err error) {
+		switch string(key) {
+		case "id":
+			b.ID, err = decodeID(d)
+		case "type":
+			var t []byte
+			if t, err = d.Bytes(); err != nil {
+				return err
+			}
+			switch string(t) {
+			case "data":
+			case "tree":
+				b.Kind = backup.TreeBlob
+			default:
+				return fmt.Errorf("a blob of type %.20q: %w", t, ErrDamaged)
+			}
+			typed = true
+		case "offset":
+			err = number(&b.Offset)
+		case "length":
+			err = number(&b.Length)
+		case "uncompressed_length":
+			err = number(&b.Plain)
+		default:
+			err = d.Skip()
+		}
+		return err
+	})
+	if err == nil && !typed {
+		err = fmt.Errorf("a blob without a type: %w", ErrDamaged)
+	}
+	if err != nil {
+		return b, err
+	}
+	return b, b.validate()
+}
+
+func decodeID(d *jsonscan.Scanner) (backup.ID, error) {
+	text, err := d.Bytes()
+	if err != nil {
+		return backup.ID{}, err
+	}
+	var id backup.ID
+	err = id.UnmarshalText(text)
+	return id, err
+}
+
+// Encode returns the plaintext of an index file.
+func (f *IndexFile) Encode() []byte {
+	blobs := 0
+	for _, p := range f.Packs {
+		blobs += len(p.Blobs)
+	}
+	dst := make([]byte, 0, 100*len(f.Packs)+160*blobs+20)
+	dst = append(dst, `{"packs":[`...)
+	for i, p := range f.Packs {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendMember(dst, `{"id":"`, p.ID)
+		dst = append(dst, `,"blobs":[`...)
+		for k, b := range p.Blobs {
+			if k > 0 {
+				dst = append(dst, ',')
+			}
+			dst = appendMember(dst, `{"id":"`, b.ID)
+			dst = append(append(append(dst, `,"type":"`...), b.Kind.String()...), '"')
+			dst = strconv.AppendUint(append(dst, `,"offset":`...), uint64(b.Offset), 10)
+			dst = strconv.AppendUint(append(dst, `,"length":`...), uint64(b.Length), 10)
+			if b.Plain != 0 {
+				dst = strconv.AppendUint(append(dst, `,"uncompressed_length":`...), uint64(b.Plain), 10)
+			}
+			dst = append(dst, '}')
+		}
+		dst = append(dst, "]}"...)
+	}
+	return append(dst, "]}"...)
+}
+
+func appendMember(dst []byte, key string, id backup.ID) []byte {
+	dst = hex.AppendEncode(append(dst, key...), id[:])
+	return append(dst, '"')
 }

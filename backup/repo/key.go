@@ -114,6 +114,33 @@ func findKey(ctx context.Context, be backend.Backend, password string) (*crypt.K
 	return nil, backup.ID{}, ErrPassword
 }
 
+// EachKey calls fn for every key file with what is wrong with it, if anything.
+// Whether a password opens it is not tried.
+func (r *Repo) EachKey(ctx context.Context, fn func(id backup.ID, err error) error) error {
+	for info, err := range r.be.List(ctx, backend.Keys) {
+		if err != nil {
+			return err
+		}
+		data, err := r.be.Get(ctx, info.Key, 0, -1)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // removed meanwhile
+		case err != nil:
+		case backup.Hash(data) != info.Key.ID:
+			err = ErrDamaged
+		default:
+			_, err = decodeKeyFile(data)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", info.Key, err)
+		}
+		if err := fn(info.Key.ID, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func loadKey(ctx context.Context, be backend.Backend, k backend.Key, password string) (*crypt.Key, error) {
 	data, err := be.Get(ctx, k, 0, -1)
 	if err != nil {

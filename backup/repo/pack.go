@@ -1,11 +1,15 @@
 package repo
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/iot49/ide49-backup/backup"
 	"github.com/iot49/ide49-backup/backup/backend"
@@ -113,42 +117,73 @@ func DecodeHeader(plain []byte) ([]PackedBlob, error) {
 	return blobs, nil
 }
 
+// PackSize returns the bytes of a pack that holds just blobs, one after the
+// other, or 0 where they overlap or leave gaps. They are sorted by offset.
+func PackSize(blobs []PackedBlob) int64 {
+	end, header := int64(0), int64(0)
+	for _, b := range blobs {
+		if int64(b.Offset) != end {
+			return 0
+		}
+		end += int64(b.Length)
+		header += plainEntry
+		if b.Compressed() {
+			header += compressedEntry - plainEntry
+		}
+	}
+	return end + header + crypt.Overhead + headerLength
+}
+
 // ReadHeader returns the blobs that a pack's own header names; size is the
 // pack file's length. The header is verified, the blobs are not.
 func (r *Repo) ReadHeader(ctx context.Context, pack backup.ID, size int64) ([]PackedBlob, error) {
 	k := backend.Key{Kind: backend.Packs, ID: pack}
-	damaged := func(err error) error {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		return fmt.Errorf("header of %s: %w", k, err)
-	}
-	if size < headerLength+crypt.Overhead {
-		return nil, damaged(fmt.Errorf("the pack has only %d bytes: %w", size, ErrDamaged))
-	}
 	// One read is enough for most headers.
 	guess := min(size, 64<<10)
 	tail, err := r.be.Get(ctx, k, size-guess, guess)
+	var n int64
+	if err == nil {
+		n, err = headerSize(tail, size)
+	}
+	if err == nil && n+headerLength > guess {
+		tail, err = r.be.Get(ctx, k, size-n-headerLength, n+headerLength)
+	}
+	var blobs []PackedBlob
+	if err == nil {
+		blobs, err = r.openHeader(tail, n, size)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	if err != nil {
-		return nil, damaged(err)
+		return nil, fmt.Errorf("header of %s: %w", k, err)
+	}
+	return blobs, nil
+}
+
+// headerSize returns the length of the sealed header of a pack of size bytes
+// that ends in tail.
+func headerSize(tail []byte, size int64) (int64, error) {
+	if size < headerLength+crypt.Overhead {
+		return 0, fmt.Errorf("the pack has only %d bytes: %w", size, ErrDamaged)
 	}
 	n := int64(binary.LittleEndian.Uint32(tail[len(tail)-headerLength:]))
 	if n < crypt.Overhead || n > maxHeader || n > size-headerLength {
-		return nil, damaged(fmt.Errorf("it claims %d bytes: %w", n, ErrDamaged))
+		return 0, fmt.Errorf("it claims %d bytes: %w", n, ErrDamaged)
 	}
-	if n+headerLength > guess {
-		if tail, err = r.be.Get(ctx, k, size-n-headerLength, n+headerLength); err != nil {
-			return nil, damaged(err)
-		}
-	}
-	sealed := tail[int64(len(tail))-headerLength-n : len(tail)-headerLength]
-	plain, err := r.key.Open(nil, sealed)
+	return n, nil
+}
+
+// openHeader returns the blobs that the sealed header of n bytes at the end of
+// tail names.
+func (r *Repo) openHeader(tail []byte, n, size int64) ([]PackedBlob, error) {
+	plain, err := r.key.Open(nil, tail[int64(len(tail))-headerLength-n:len(tail)-headerLength])
 	if err != nil {
-		return nil, damaged(fmt.Errorf("%w: %w", ErrDamaged, err))
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	blobs, err := DecodeHeader(plain)
 	if err != nil {
-		return nil, damaged(err)
+		return nil, err
 	}
 	end := int64(0)
 	if len(blobs) > 0 {
@@ -156,9 +191,130 @@ func (r *Repo) ReadHeader(ctx context.Context, pack backup.ID, size int64) ([]Pa
 		end = int64(last.Offset) + int64(last.Length)
 	}
 	if end != size-headerLength-n {
-		return nil, damaged(fmt.Errorf("its blobs end at %d instead of %d: %w", end, size-headerLength-n, ErrDamaged))
+		return nil, fmt.Errorf("its blobs end at %d instead of %d: %w", end, size-headerLength-n, ErrDamaged)
 	}
 	return blobs, nil
+}
+
+// wholePack is the size in bytes up to which VerifyPack holds a pack in
+// memory; larger ones are read in pieces, twice.
+const wholePack = 40 << 20
+
+// VerifyPack reads a whole pack and verifies every byte: that it hashes to its
+// name, its header, and each blob that the header or indexed names. indexed is
+// what the index says of the pack, sorted by offset; that the header agrees is
+// verified too. fn is called for each blob, in order of offsets, with what is
+// wrong with it. The result is what is wrong with the pack as a whole, or the
+// failure to read it; a single error may stand for several.
+func (r *Repo) VerifyPack(ctx context.Context, pack backup.ID, size int64, indexed []PackedBlob, fn func(b PackedBlob, err error)) error {
+	k := backend.Key{Kind: backend.Packs, ID: pack}
+	var data []byte // the whole pack, or nil
+	var named []PackedBlob
+	var hash backup.ID
+	var headerErr error
+	if size <= wholePack {
+		var err error
+		if data, err = r.be.Get(ctx, k, 0, -1); err != nil {
+			return err
+		}
+		size = int64(len(data))
+		hash = backup.Hash(data)
+		var n int64
+		if n, headerErr = headerSize(data, size); headerErr == nil {
+			named, headerErr = r.openHeader(data, n, size)
+		}
+		if headerErr != nil {
+			headerErr = fmt.Errorf("header of %s: %w", k, headerErr)
+		}
+	} else {
+		h := sha256.New()
+		for off := int64(0); off < size; off += maxRead {
+			piece, err := r.be.Get(ctx, k, off, min(maxRead, size-off))
+			if err != nil {
+				return err
+			}
+			h.Write(piece)
+		}
+		hash = backup.ID(h.Sum(nil))
+		named, headerErr = r.ReadHeader(ctx, pack, size)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var problems error
+	if hash != pack {
+		problems = fmt.Errorf("%s: its contents have the hash %s: %w", k, hash.Short(), ErrDamaged)
+	}
+	blobs := named
+	same := slices.Equal(named, indexed)
+	switch {
+	case headerErr != nil:
+		problems = errors.Join(problems, headerErr)
+		blobs = indexed
+	case !same && !containsAll(named, indexed):
+		problems = errors.Join(problems, fmt.Errorf("%s: its header and the index do not agree: %w", k, ErrDamaged))
+		blobs = mergeBlobs(named, indexed)
+	}
+	if data == nil {
+		return errors.Join(problems, r.ReadBlobs(ctx, pack, blobs, func(b PackedBlob, _ []byte, err error) error {
+			fn(b, err)
+			return nil
+		}))
+	}
+	var scratch []byte
+	for i, b := range blobs {
+		if i%64 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if int64(b.Offset)+int64(b.Length) > size {
+			fn(b, fmt.Errorf("%s: it ends beyond the end of %s: %w", b.Blob, k, ErrDamaged))
+			continue
+		}
+		sealed := data[b.Offset : b.Offset+b.Length]
+		if !same {
+			sealed = bytes.Clone(sealed) // others may overlap it
+		}
+		if b.Compressed() && cap(scratch) < int(b.Plain) {
+			scratch = make([]byte, 0, b.Plain)
+		}
+		_, err := r.open(b, sealed, scratch)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", k, err)
+		}
+		fn(b, err)
+	}
+	return problems
+}
+
+// containsAll reports whether all holds each of some. Both are sorted by
+// offset.
+func containsAll(all, some []PackedBlob) bool {
+	for _, b := range some {
+		for len(all) > 0 && all[0].Offset < b.Offset {
+			all = all[1:]
+		}
+		if !slices.Contains(all[:min(len(all), 4)], b) {
+			return false
+		}
+	}
+	return true
+}
+
+// mergeBlobs returns what either list holds, sorted by offset.
+func mergeBlobs(a, b []PackedBlob) []PackedBlob {
+	have := make(map[PackedBlob]bool, len(a))
+	for _, x := range a {
+		have[x] = true
+	}
+	out := slices.Clone(a)
+	for _, x := range b {
+		if !have[x] {
+			have[x] = true
+			out = append(out, x)
+		}
+	}
+	slices.SortStableFunc(out, func(x, y PackedBlob) int { return cmp.Compare(x.Offset, y.Offset) })
+	return out
 }
 
 // open returns the verified plaintext of a sealed blob. It uses the memory of

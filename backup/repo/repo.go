@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -201,6 +202,24 @@ func (r *Repo) KeyID() backup.ID { return r.keyID }
 // Backend returns the store, for those who look at files rather than blobs.
 func (r *Repo) Backend() backend.Backend { return r.be }
 
+// Alive returns an error if the store does not answer at all, or holds another
+// repository by now, as when a drive was pulled out.
+func (r *Repo) Alive(ctx context.Context) error {
+	_, err := r.be.Get(ctx, backend.ConfigKey, 0, -1)
+	return err
+}
+
+// Evict makes the next read of a pack come from the device rather than from a
+// cache. Where the store can't promise that, the error matches
+// errors.ErrUnsupported.
+func (r *Repo) Evict(ctx context.Context, pack backup.ID) error {
+	e, ok := r.be.(backend.Evicter)
+	if !ok {
+		return fmt.Errorf("this kind of store can't read past its caches: %w", errors.ErrUnsupported)
+	}
+	return e.Evict(ctx, backend.Key{Kind: backend.Packs, ID: pack})
+}
+
 // Index returns what is known of packs and blobs: what LoadIndex read and what
 // was written since.
 func (r *Repo) Index() *Index { return r.index.Load() }
@@ -216,22 +235,63 @@ func (r *Repo) writable() error {
 // LoadIndex reads all index files. List snapshots first: what they name is
 // then in the index.
 func (r *Repo) LoadIndex(ctx context.Context) error {
+	return r.LoadIntactIndex(ctx, func(_ backup.ID, err error) error { return fmt.Errorf("load index: %w", err) })
+}
+
+// LoadIntactIndex reads all index files and calls damaged, one call at a time,
+// for each that can't be used. The first error that damaged returns ends it
+// and leaves the index as it was.
+func (r *Repo) LoadIntactIndex(ctx context.Context, damaged func(id backup.ID, err error) error) error {
 	idx := NewIndex()
-	err := r.EachFile(ctx, backend.Indexes, func(id backup.ID, plain []byte, err error) error {
-		if err == nil {
-			var file *IndexFile
-			if file, err = DecodeIndex(plain); err == nil {
-				idx.addFile(id, file)
-				return nil
-			}
+	refused := false
+	err := r.eachIndex(ctx, func(id backup.ID, f *IndexFile, err error) error {
+		if err != nil {
+			err = damaged(id, err)
+			refused = err != nil
+			return err
 		}
-		return fmt.Errorf("index %s: %w", id.Short(), err)
+		idx.addFile(id, f)
+		return nil
 	})
+	if err != nil && !refused {
+		err = fmt.Errorf("load index: %w", err)
+	}
 	if err != nil {
-		return fmt.Errorf("load index: %w", err)
+		return err
 	}
 	r.index.Store(idx)
 	return nil
+}
+
+// eachIndex calls fn for every index file, or with what is wrong with one.
+func (r *Repo) eachIndex(ctx context.Context, fn func(id backup.ID, f *IndexFile, err error) error) error {
+	return r.EachFile(ctx, backend.Indexes, func(id backup.ID, plain []byte, err error) error {
+		var f *IndexFile
+		if err == nil {
+			f, err = DecodeIndex(plain)
+		}
+		if err != nil {
+			return fn(id, nil, fmt.Errorf("index %s: %w", id.Short(), err))
+		}
+		return fn(id, f, nil)
+	})
+}
+
+// A PackFile is a pack that is in the store.
+type PackFile struct {
+	ID   backup.ID
+	Size int64 // bytes
+}
+
+// PackFiles lists the packs in the store, whether an index names them or not.
+func (r *Repo) PackFiles(ctx context.Context) iter.Seq2[PackFile, error] {
+	return func(yield func(PackFile, error) bool) {
+		for info, err := range r.be.List(ctx, backend.Packs) {
+			if !yield(PackFile{info.Key.ID, info.Size}, err) {
+				return
+			}
+		}
+	}
 }
 
 // EachFile loads every lock, snapshot or index file and calls fn, one call at

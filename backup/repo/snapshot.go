@@ -51,17 +51,25 @@ func (r *Repo) SaveSnapshot(ctx context.Context, s *backup.Snapshot) (backup.ID,
 	return id, nil
 }
 
+// EachSnapshot calls fn, one call at a time, for every snapshot, or with what
+// is wrong with one. The first error that fn returns ends it.
+func (r *Repo) EachSnapshot(ctx context.Context, fn func(id backup.ID, s *backup.Snapshot, err error) error) error {
+	return r.EachFile(ctx, backend.Snapshots, func(id backup.ID, plain []byte, err error) error {
+		if err != nil {
+			return fn(id, nil, err)
+		}
+		s, err := DecodeSnapshot(id, plain)
+		return fn(id, s, err)
+	})
+}
+
 // Snapshots returns all snapshots that can be read, oldest first, those of the
 // same moment by ID. What is wrong with the others is in the joined error,
 // which comes beside the snapshots.
 func (r *Repo) Snapshots(ctx context.Context) ([]*backup.Snapshot, error) {
 	var all []*backup.Snapshot
 	var problems error
-	err := r.EachFile(ctx, backend.Snapshots, func(id backup.ID, plain []byte, err error) error {
-		var s *backup.Snapshot
-		if err == nil {
-			s, err = DecodeSnapshot(id, plain)
-		}
+	err := r.EachSnapshot(ctx, func(_ backup.ID, s *backup.Snapshot, err error) error {
 		if err != nil {
 			problems = errors.Join(problems, err)
 			return nil

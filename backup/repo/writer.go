@@ -264,11 +264,7 @@ func (w *Writer) saveIndex(ctx context.Context) error {
 	if len(file.Packs) == 0 {
 		return nil
 	}
-	plain, err := file.Encode()
-	if err != nil {
-		return fmt.Errorf("encode index: %w", err)
-	}
-	id, err := w.r.SaveFile(ctx, backend.Indexes, plain)
+	id, err := w.r.SaveFile(ctx, backend.Indexes, file.Encode())
 	if err != nil {
 		return err
 	}
