@@ -63,11 +63,11 @@ func witness(ctx context.Context, file string) error {
 	if err := unix.Bind(events, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
 		return fmt.Errorf("netlink: %w", err)
 	}
-	table, err := os.Open("/proc/self/mountinfo")
+	table, err := openTable()
 	if err != nil {
 		return err
 	}
-	defer table.Close()
+	defer unix.Close(table)
 	before, err := mounts()
 	if err != nil {
 		return err
@@ -86,7 +86,7 @@ func witness(ctx context.Context, file string) error {
 	}
 	fds := []unix.PollFd{
 		{Fd: int32(events), Events: unix.POLLIN},
-		{Fd: int32(table.Fd()), Events: unix.POLLPRI},
+		{Fd: int32(table), Events: unix.POLLPRI},
 		{Fd: int32(wakeR.Fd()), Events: unix.POLLIN},
 	}
 	buf := make([]byte, 64<<10)
@@ -157,6 +157,16 @@ func uevent(msg []byte) (n note, block bool) {
 	return n, block
 }
 
+// openTable opens the mount table for poll. An os.File won't do: the runtime's
+// poller would take the news, which each open file is told once.
+func openTable() (int, error) {
+	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("mount table: %w", err)
+	}
+	return fd, nil
+}
+
 // mounts returns the lines of the mount table.
 func mounts() ([]string, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
@@ -166,11 +176,11 @@ func mounts() ([]string, error) {
 // await waits until something is mounted at dir. It takes no time from what is
 // measured meanwhile.
 func await(dir string) error {
-	table, err := os.Open("/proc/self/mountinfo")
+	table, err := openTable()
 	if err != nil {
 		return err
 	}
-	defer table.Close()
+	defer unix.Close(table)
 	for {
 		lines, err := mounts()
 		if err != nil {
@@ -179,7 +189,7 @@ func await(dir string) error {
 		if slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, " "+dir+" ") }) {
 			return nil
 		}
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}}, -1); err != nil && err != unix.EINTR {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}}, -1); err != nil && err != unix.EINTR {
 			return fmt.Errorf("poll: %w", err)
 		}
 	}
