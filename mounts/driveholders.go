@@ -321,7 +321,11 @@ func kernelHolders(proc, sysfs, path string) []Holder {
 	}
 	if f, err := os.Open(filepath.Join(proc, "swaps")); err == nil {
 		defer f.Close()
-		for _, file := range swapDevices(f) {
+		files, err := swapDevices(f)
+		if err != nil {
+			return found
+		}
+		for _, file := range files {
 			if below(file) {
 				found = append(found, Holder{What: "swap file", Path: printable(file)})
 			}

@@ -44,6 +44,7 @@ type driveLoop struct {
 	ending  bool
 
 	kept       map[string]string // disks that are left alone, as of the last look
+	blind      error             // why kept could not be found out
 	polled     map[string]bool   // card readers that we must ask for their card
 	refreshing map[string]bool   // disks that a worker opens because of a new card
 	changed    map[string]bool   // disks whose card changed since the last look
@@ -302,6 +303,7 @@ func (l *driveLoop) lookOnce() {
 	}
 	table, err := mountsOf(l.proc, "self")
 	if err != nil {
+		l.blind = err
 		l.failed(err)
 		return
 	}
@@ -509,12 +511,12 @@ func (l *driveLoop) decide(devices []udev.Device) {
 		}
 	}
 	kept, err := readKept(l.proc, devices, ours)
+	l.kept, l.blind = kept, err
 	if err != nil {
 		// Without the tables any disk may be the system's.
 		l.failed(err)
 		return
 	}
-	l.kept = kept
 	verdicts, names := Plan(DriveView{
 		Config: l.cfg, Devices: visible, Probes: probes, Names: l.names, Kept: kept, Ours: ours, Asked: asked,
 		Occupied: func(path string) bool { return !l.leaving[path] && occupied(path) },

@@ -201,6 +201,10 @@ func (c *Contents) describe(d udev.Device) {
 // overwritable returns a device and its partitions, or why it must not be
 // overwritten.
 func (l *driveLoop) overwritable(device string) ([]*drive, error) {
+	l.look() // what was mounted since the last look came by no event
+	if l.blind != nil {
+		return nil, fmt.Errorf("it can't be told which disks the system uses: %w", l.blind)
+	}
 	target := l.drives[device]
 	if target == nil {
 		return nil, ErrNoDrive

@@ -188,3 +188,51 @@ func TestAsk(t *testing.T) {
 		}
 	}
 }
+
+// TestBlind takes the mount tables away: then any disk may be the system's, so
+// nothing is mounted and nothing prepared.
+func TestBlind(t *testing.T) {
+	s := newSlot(t)
+	s.plug(image(t, 8, "mkfs.ext4", "-q", "-L", "BLIND"))
+	dir := t.TempDir()
+	proc := filepath.Join(dir, "proc")
+	random := filepath.Join(proc, "sys/kernel/random")
+	self := filepath.Join(proc, "self")
+	err := errors.Join(os.MkdirAll(random, 0o755), os.MkdirAll(self, 0o755),
+		os.WriteFile(filepath.Join(random, "boot_id"), []byte("boot\n"), 0o600),
+		os.WriteFile(filepath.Join(self, "mountinfo"), nil, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan error, 1000)
+	d, err := NewDrives(DriveConfig{Also: []string{s.name}, StateDir: filepath.Join(dir, "state"), Mount: filepath.Join(dir, "mnt"), RunDir: filepath.Join(dir, "run")},
+		DriveEvents{Failed: func(err error) { told <- err }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.proc = proc
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error)
+	go func() { ran <- d.Run(ctx) }()
+	// The table goes away after the start: a folder can be opened and not read.
+	if err := d.call(ctx, func(l *driveLoop) {}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(self, "mountinfo")), os.Mkdir(filepath.Join(self, "mountinfo"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	err = d.Prepare(ctx, s.name, PrepareOptions{Confirm: func(c Contents) (string, error) {
+		t.Error("asked about a disk that may be the system's")
+		return c.Device, nil
+	}})
+	if err == nil {
+		t.Error("prepared")
+	}
+	if err := <-told; !strings.Contains(err.Error(), "mount table") {
+		t.Errorf("told %v", err)
+	}
+	cancel()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+}

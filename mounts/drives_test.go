@@ -95,8 +95,17 @@ func newSlot(t *testing.T) *slot {
 	s.name = fmt.Sprintf("loop%d", s.n)
 	t.Cleanup(func() {
 		s.pull()
-		if _, err := loopControl(unix.LOOP_CTL_REMOVE, s.n); err != nil {
-			t.Errorf("removing %s: %v", s.name, err)
+		// Whoever makes a mount namespace meanwhile, as another test may, keeps
+		// what is mounted in ours for a moment.
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			_, err := loopControl(unix.LOOP_CTL_REMOVE, s.n)
+			if err == nil {
+				break
+			}
+			if err != unix.EBUSY || time.Now().After(deadline) {
+				t.Errorf("removing %s: %v", s.name, err)
+				break
+			}
 		}
 	})
 	return s

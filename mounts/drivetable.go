@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -31,7 +32,7 @@ func mountsOf(proc, pid string) ([]*mountinfo.Info, error) {
 }
 
 // swapDevices returns the sources in /proc/swaps.
-func swapDevices(r io.Reader) []string {
+func swapDevices(r io.Reader) ([]string, error) {
 	var found []string
 	lines := bufio.NewScanner(r)
 	for first := true; lines.Scan(); first = false {
@@ -39,7 +40,7 @@ func swapDevices(r io.Reader) []string {
 			found = append(found, fields[0])
 		}
 	}
-	return found
+	return found, lines.Err()
 }
 
 // A deviceIndex finds devices by what the mount table says of them.
@@ -142,17 +143,21 @@ func readKept(proc string, devices []udev.Device, ours map[string]bool) (map[str
 		return nil, err
 	}
 	tables := [][]*mountinfo.Info{self}
-	// Its absence or a refusal means that no other table can be seen.
-	if init, err := mountsOf(proc, "1"); err == nil {
+	switch init, err := mountsOf(proc, "1"); {
+	case err == nil:
 		tables = append(tables, init)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		// No other table can be seen from here.
+	default:
+		return nil, err
 	}
 	var swaps []string
-	if f, err := os.Open(filepath.Join(proc, "swaps")); err == nil {
-		swaps = swapDevices(f)
-		if err := f.Close(); err != nil {
-			return nil, err
-		}
-	} else if !errors.Is(err, os.ErrNotExist) {
+	f, err := os.Open(filepath.Join(proc, "swaps"))
+	if err == nil {
+		swaps, err = swapDevices(f)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the swap spaces: %w", err)
 	}
 	return keptDisks(devices, ours, tables, swaps), nil

@@ -119,8 +119,8 @@ func TestRingOfDevices(t *testing.T) {
 }
 
 func TestSwapDevices(t *testing.T) {
-	got := swapDevices(strings.NewReader("Filename\t\t\tType\t\tSize\tUsed\tPriority\n/dev/sda3                               partition\t1\t0\t-2\n/swap\\040file file 1 0 -3\n\n"))
-	if len(got) != 2 || got[0] != "/dev/sda3" || got[1] != `/swap\040file` {
+	got, err := swapDevices(strings.NewReader("Filename\t\t\tType\t\tSize\tUsed\tPriority\n/dev/sda3                               partition\t1\t0\t-2\n/swap\\040file file 1 0 -3\n\n"))
+	if err != nil || len(got) != 2 || got[0] != "/dev/sda3" || got[1] != `/swap\040file` {
 		t.Errorf("%q", got)
 	}
 }
@@ -134,7 +134,11 @@ func FuzzMountTable(f *testing.F) {
 		if err != nil {
 			return
 		}
-		kept := keptDisks(machine, nil, [][]*mountinfo.Info{m}, swapDevices(strings.NewReader(swaps)))
+		swap, err := swapDevices(strings.NewReader(swaps))
+		if err != nil {
+			return
+		}
+		kept := keptDisks(machine, nil, [][]*mountinfo.Info{m}, swap)
 		known := map[string]bool{}
 		for _, d := range machine {
 			known[d.Disk] = true
@@ -150,7 +154,7 @@ func FuzzMountTable(f *testing.F) {
 			}
 			peerGroups(i)
 		}
-		if again := keptDisks(machine, nil, [][]*mountinfo.Info{m}, swapDevices(strings.NewReader(swaps))); !maps.Equal(kept, again) {
+		if again := keptDisks(machine, nil, [][]*mountinfo.Info{m}, swap); !maps.Equal(kept, again) {
 			t.Errorf("%v and then %v", kept, again)
 		}
 	})

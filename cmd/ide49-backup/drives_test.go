@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,7 +48,12 @@ func loopDrive(t *testing.T, label string) string {
 			return
 		}
 		defer control.Close()
-		if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, n); err != nil {
+		// Another test's mount namespace may keep it for a moment.
+		err = unix.EBUSY
+		for deadline := time.Now().Add(10 * time.Second); err == unix.EBUSY && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			err = unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, n)
+		}
+		if err != nil {
 			t.Errorf("removing %s: %v", name, err)
 		}
 	})
