@@ -48,6 +48,8 @@ type driveLoop struct {
 	polled     map[string]bool   // card readers that we must ask for their card
 	refreshing map[string]bool   // disks that a worker opens because of a new card
 	changed    map[string]bool   // disks whose card changed since the last look
+	cut        map[string]bool   // disks that are cut off; see cutOff
+	departing  map[string]int    // mounts of a disk that are being taken down
 }
 
 // A drive is one device in one plugging.
@@ -118,6 +120,8 @@ func newDriveLoop(d *Drives) (*driveLoop, error) {
 		polled:     map[string]bool{},
 		refreshing: map[string]bool{},
 		changed:    map[string]bool{},
+		cut:        map[string]bool{},
+		departing:  map[string]int{},
 	}, nil
 }
 
@@ -307,6 +311,9 @@ func (l *driveLoop) lookOnce() {
 		l.failed(err)
 		return
 	}
+	if !l.peek {
+		l.cutOff(devices)
+	}
 	devices = l.usable(devices)
 	l.track(devices)
 	l.noticeUnmounts(table)
@@ -322,14 +329,14 @@ func (l *driveLoop) lookOnce() {
 // disk is gone. It gives the others what is known of the disk below them.
 func (l *driveLoop) usable(devices []udev.Device) []udev.Device {
 	for _, d := range devices {
-		if l.changed[d.Name] && d.Removable && !d.IsPartition() {
+		if l.changed[d.Name] && d.Removable && !d.IsPartition() && !l.cut[d.Name] {
 			l.refresh(d.Name)
 		}
 	}
 	clear(l.changed)
 	x := indexDevices(devices)
 	devices = slices.DeleteFunc(slices.Clone(devices), func(d udev.Device) bool {
-		if d.IsPartition() && l.refreshing[d.Disk] {
+		if d.IsPartition() && l.refreshing[d.Disk] || l.cut[d.Disk] {
 			return true
 		}
 		if k := l.drives[d.Name]; k != nil && k.under != nil && k.dev.SamePlugging(d) {
@@ -391,6 +398,9 @@ func (l *driveLoop) track(devices []udev.Device) {
 		}
 		was := known.dev
 		known.dev = now
+		if now.PollsMedia && !was.PollsMedia || now.Removable && !was.Removable {
+			l.watchMedia(now) // it was seen while the kernel was still adding it
+		}
 		changed := was.Size != now.Size || was.ReadOnly != now.ReadOnly || !slices.Equal(was.Holders, now.Holders)
 		if (changed || l.dirty[now.Name]) && known.mount == nil {
 			if known.working {
@@ -424,6 +434,7 @@ func (l *driveLoop) forget(gone *drive) {
 		// The worker is not finished. Its result comes here again.
 		gone.gone = true
 		l.leaving[gone.folder] = true
+		l.departing[gone.dev.Disk]++
 		return
 	}
 	m := gone.mount
@@ -437,6 +448,7 @@ func (l *driveLoop) forget(gone *drive) {
 	if m != nil {
 		l.leaving[m.claim.Path] = true
 	}
+	l.departing[gone.dev.Disk]++
 	l.work(func(ctx context.Context) func() {
 		loss := NoLoss
 		var err error
@@ -447,6 +459,7 @@ func (l *driveLoop) forget(gone *drive) {
 			err = errors.Join(err, closeMapper(ctx, gone.dev.DMName, "--deferred"))
 		}
 		return func() {
+			l.departing[gone.dev.Disk]--
 			if m != nil {
 				delete(l.leaving, m.claim.Path)
 				err = errors.Join(err, m.claim.removeDir(), l.record.drop(m.claim.Path))
@@ -475,6 +488,7 @@ func (l *driveLoop) free(k *drive) {
 	k.working, k.folder, k.stale = false, "", false
 	if k.gone {
 		k.gone = false
+		l.departing[k.dev.Disk]--
 		delete(l.leaving, folder)
 		l.forget(k)
 	}

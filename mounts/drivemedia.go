@@ -2,6 +2,7 @@ package mounts
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -66,4 +67,49 @@ func (l *driveLoop) refresh(disk string) {
 		}
 		return func() { delete(l.refreshing, disk) }
 	})
+}
+
+// cutOff sees to it that nothing is written to a card that took the place of a
+// mounted one. The kernel refuses to read and write after a swap only until it
+// has told of it; what the file systems of the old card had still to write
+// would go to the new card then. So the disk is made to refuse everything until
+// their mounts are gone, and is looked at anew after that.
+func (l *driveLoop) cutOff(devices []udev.Device) {
+	for _, d := range devices {
+		switch {
+		case d.IsPartition():
+		case l.cut[d.Name]:
+			if l.departing[d.Name] == 0 {
+				if err := setState(l.sysfs, d, "running"); err != nil {
+					l.failed(err)
+				}
+				delete(l.cut, d.Name)
+				l.changed[d.Name] = true
+			}
+		case l.swapped(d) && setState(l.sysfs, d, "offline") == nil:
+			l.cut[d.Name] = true
+			l.again = true
+		}
+	}
+}
+
+// swapped reports whether a drive on disk d is mounted, or being mounted, from
+// an earlier medium.
+func (l *driveLoop) swapped(d udev.Device) bool {
+	for _, k := range l.drives {
+		if k.dev.Disk == d.Name && k.dev.DiskSeq != d.DiskSeq && (k.mount != nil || k.folder != "") {
+			return true
+		}
+	}
+	return false
+}
+
+// setState makes a SCSI disk, as all behind USB are, refuse or accept work.
+func setState(sysfs string, d udev.Device, state string) error {
+	// Without the end of line the kernel refuses it.
+	err := os.WriteFile(filepath.Join(sysfs, d.Path, "device/state"), []byte(state+"\n"), 0)
+	if err != nil {
+		return fmt.Errorf("setting the state of %s to %s: %w", d.Name, state, err)
+	}
+	return nil
 }

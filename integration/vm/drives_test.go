@@ -306,9 +306,15 @@ func testCardReader(t *testing.T, r *rig) {
 	if err := r.Eject(t.Context(), "reader"); err != nil {
 		t.Fatal(err)
 	}
-	insert(second)
-	checkMount(t, r, "/mnt/CARD2", "exfat", false)
+	fresh := image(t, Volume{Type: "exfat", Label: "FRESH"})
+	insert(fresh)
+	checkMount(t, r, "/mnt/FRESH", "exfat", false)
 	r.wait(t, "[ ! -e /mnt/more ]")
+	r.pull(t, "reader")
+	// Nothing of the old card's file systems went to the new one.
+	if _, err := command(t.Context(), "", "", "fsck.exfat", "-n", fresh); err != nil {
+		t.Error(err)
+	}
 }
 
 func testUAS(t *testing.T, r *rig) {

@@ -89,7 +89,7 @@ func (r *rig) wait(t *testing.T, script string) string {
 func (r *rig) state(t *testing.T) string {
 	t.Helper()
 	out, _, err := r.Run(context.WithoutCancel(t.Context()), `grep /mnt /proc/self/mountinfo; ls -la /mnt; cat /run/drives.out;
-		tail -n 12 /run/drives | sed 's/"[A-Za-z]*":\(""\|0\|null\|false\),//g'; dmesg | tail -n 15; cat /proc/partitions; ps | grep guest`)
+		tail -n 12 /run/drives | sed 's/"[A-Za-z]*":\(""\|0\|null\|false\),//g'; dmesg | tail -n 40; cat /proc/partitions; tail -n 4 /run/witness; grep . /dev/null /sys/block/sd*/events_poll_msecs /sys/block/sd*/device/state; ps | grep guest`)
 	if err != nil {
 		return err.Error()
 	}
