@@ -473,7 +473,7 @@ func testKilled(t *testing.T, r *rig) {
 // its own, a /dev that gains no nodes, and /mnt shared with the host.
 func testContainer(t *testing.T, r *rig) {
 	r.stop(t, "TERM")
-	r.serve(t, `unshare -m -n -p -f --propagation unchanged sh -c '
+	r.serve(t, `unshare -m -n -p -f --propagation shared sh -c '
 		mount --make-private /dev && mount -t tmpfs tmpfs /dev &&
 		mknod /dev/null c 1 3 && mknod /dev/fuse c 10 229 &&
 		mount --make-private /proc && mount -t proc proc /proc &&
