@@ -35,12 +35,15 @@ type driveLoop struct {
 	record  *record
 	drives  map[string]*drive // by kernel name
 	leaving map[string]bool   // mount folders that are being taken down
-	dirty   map[string]bool   // devices with an event since the last look
+	dirty   map[string]bool   // devices that changed since the last look
+	added   map[string]bool   // devices that the kernel added since the last look
 	results chan func()
 	wg      sync.WaitGroup
 	waiting []func() bool // operations that wait until a worker is done
 	answers []func()      // told to callers when the list shows what they did
 	again   bool          // look at the devices once more
+	relist  bool          // what devices holds may be of before
+	devices []udev.Device
 	ending  bool
 
 	kept       map[string]string // disks that are left alone, as of the last look
@@ -61,6 +64,7 @@ type drive struct {
 	folder  string // that the worker may be mounting at
 	gone    bool   // pulled out; a worker may still be at it
 	stale   bool   // changed while a worker was at it: probe again
+	early   bool   // first probed before the kernel told of it, perhaps in vain
 
 	under *Plugging // what an encrypted drive was opened from
 
@@ -115,7 +119,9 @@ func newDriveLoop(d *Drives) (*driveLoop, error) {
 		drives:  map[string]*drive{},
 		leaving: map[string]bool{},
 		dirty:   map[string]bool{},
+		added:   map[string]bool{},
 		results: make(chan func()),
+		relist:  true,
 
 		polled:     map[string]bool{},
 		refreshing: map[string]bool{},
@@ -172,8 +178,12 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 		select {
 		case <-hints.wake:
 			h := hints.take()
-			for name := range h.names {
-				l.dirty[name] = true
+			for name, changed := range h.names {
+				if changed {
+					l.dirty[name] = true
+				} else {
+					l.added[name] = true
+				}
 			}
 			for name := range h.media {
 				l.changed[name] = true
@@ -224,7 +234,7 @@ type hints struct {
 }
 
 type hinted struct {
-	names, media map[string]bool // devices; disks whose card changed
+	names, media map[string]bool // devices, false if they were only added; disks whose card changed
 	errs         []error
 }
 
@@ -258,7 +268,7 @@ func (h *hints) add(e udev.Event, err error) {
 	case err != nil && len(h.new.errs) < 16:
 		h.new.errs = append(h.new.errs, err)
 	case err == nil && e.Action != udev.Resync && e.Action != udev.Listed:
-		h.new.names[e.Name] = true
+		h.new.names[e.Name] = h.new.names[e.Name] || e.Action != udev.Add
 		if e.MediaChange {
 			h.new.media[e.Name] = true
 		}
@@ -300,11 +310,16 @@ func (l *driveLoop) look() {
 }
 
 func (l *driveLoop) lookOnce() {
-	devices, err := udev.List(l.sysfs)
-	if err != nil {
-		l.failed(err)
-		return
+	if l.relist {
+		devices, err := udev.List(l.sysfs)
+		if err != nil {
+			l.failed(err)
+			return
+		}
+		l.devices = devices
 	}
+	l.relist = true
+	devices := l.devices
 	table, err := mountsOf(l.proc, "self")
 	if err != nil {
 		l.blind = err
@@ -408,9 +423,15 @@ func (l *driveLoop) track(devices []udev.Device) {
 			} else {
 				known.probe = nil
 			}
+		} else if l.added[now.Name] && known.mount == nil {
+			// It was listed before the kernel told of it. What was found on it
+			// holds; that nothing was found may have been too early.
+			known.early = true
+			known.probeAgain()
 		}
 	}
 	clear(l.dirty)
+	clear(l.added)
 }
 
 // below returns the plugging of the device that an encrypted drive was opened
@@ -425,6 +446,16 @@ func (l *driveLoop) below(d udev.Device) *Plugging {
 	}
 	c := claim{Device: s.Name, Major: s.Major, Minor: s.Minor, DiskSeq: s.DiskSeq, Partition: s.Partition}
 	return c.plugging(l.sysfs, 0)
+}
+
+// probeAgain drops what an early probe found, if that was nothing.
+func (k *drive) probeAgain() {
+	if k.early && k.probe != nil {
+		k.early = false
+		if k.probe.Outcome == ProbeNothing || k.probe.Outcome == ProbeUnreadable {
+			k.probe = nil
+		}
+	}
 }
 
 // forget takes down what belongs to a device that is not there any more.
@@ -485,6 +516,7 @@ func (l *driveLoop) free(k *drive) {
 	if k.stale && k.mount == nil {
 		k.probe = nil
 	}
+	k.probeAgain()
 	k.working, k.folder, k.stale = false, "", false
 	if k.gone {
 		k.gone = false
@@ -606,6 +638,7 @@ func (l *driveLoop) startProbe(k *drive) {
 			}
 			k.probe = &p
 			l.free(k)
+			l.relist = false // events tell what else happened
 		}
 	})
 }
@@ -646,6 +679,7 @@ func (l *driveLoop) startMount(k *drive) {
 				k.mount, k.ejected = m, false
 			}
 			l.free(k)
+			l.relist = false
 		}
 	})
 }

@@ -130,7 +130,7 @@ func TestFailingEvents(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if begun < 2 || begun > 12 || len(failed) != begun || !errors.Is(failed[0], gone) {
+	if begun < 2 || begun > 12 || len(failed) < begun-1 || !errors.Is(failed[0], gone) {
 		t.Errorf("watched %d times, told %v", begun, failed)
 	}
 }
