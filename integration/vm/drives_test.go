@@ -75,6 +75,12 @@ func TestDrives(t *testing.T) {
 		{"service killed and started again", testKilled},
 		{"in a container", testContainer},
 	}
+	if *soak > 1 {
+		t.Run("more file systems", func(t *testing.T) {
+			t.Cleanup(func() { r.clean(t) })
+			testMore(t, r)
+		})
+	}
 	for i := range *soak {
 		if i > 0 {
 			// Names are remembered; each round makes its own drives.
@@ -424,6 +430,24 @@ func testStorm(t *testing.T, r *rig) {
 	}
 	for dir, kind := range map[string]string{"STORMA": "vfat", "stormb": "exfat", "stormc": "ext4", "stormd": "ext4"} {
 		checkMount(t, r, "/mnt/"+dir, kind, false)
+	}
+}
+
+// testMore mounts what else is found on drives.
+func testMore(t *testing.T, r *rig) {
+	if err := r.Load(t.Context(), "xfs", "btrfs", "f2fs", "isofs", "udf"); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []Volume{
+		{Type: "xfs", Label: "an-xfs", Size: 320 * mebi}, {Type: "btrfs", Label: "a btrfs", Size: 128 * mebi},
+		{Type: "f2fs", Label: "an f2fs"}, {Type: "udf", Label: "a udf"},
+		{Type: "iso9660", Label: "A_DISC"}, {Type: "ext2", Label: "an ext2"}, {Type: "ext3", Label: "an ext3"},
+	} {
+		d := Drive{ID: "stick", Image: image(t, v)}
+		r.plug(t, d)
+		checkMount(t, r, "/mnt/"+v.Label, v.Type, v.Type == "iso9660")
+		r.pull(t, d.ID)
+		r.clean(t)
 	}
 }
 
