@@ -3,7 +3,6 @@ package vm
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,7 @@ import (
 
 // Volume is a file system to be made.
 type Volume struct {
-	Type    string   // vfat, exfat, ntfs, ext4, xfs, btrfs, f2fs, iso9660, udf, luks2; swap; empty: nothing
+	Type    string   // vfat, exfat, ntfs, ext2 to ext4, xfs, btrfs, f2fs, iso9660, udf, luks2; swap; empty: nothing
 	Label   string   // any bytes but NUL that fit; vfat: at most 11
 	Size    int64    // bytes; 0 means 64 MiB, the least of most types
 	Dirty   bool     // as if it was pulled out while it was written to: vfat, exfat
@@ -86,8 +85,8 @@ func (v Volume) make(ctx context.Context, file string) error {
 		return err
 	case "ntfs":
 		return mkfs("mkfs.ntfs", "-Q", "-F", "-L", v.Label)
-	case "ext4":
-		return mkfs("mkfs.ext4", "-q", "-F", "-L", v.Label)
+	case "ext2", "ext3", "ext4":
+		return mkfs("mkfs."+v.Type, "-q", "-F", "-L", v.Label)
 	case "xfs":
 		return mkfs("mkfs.xfs", "-q", "-f", "-L", v.Label)
 	case "btrfs":
@@ -246,22 +245,4 @@ func copySparse(disk *os.File, offset int64, file string) (int64, error) {
 		}
 	}
 	return info.Size(), nil
-}
-
-// Dirty tells whether a FAT32 or exFAT volume in a file says that it was not
-// unmounted.
-func Dirty(file string) (bool, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	boot := make([]byte, 512)
-	if _, err := f.ReadAt(boot, 0); err != nil {
-		return false, err
-	}
-	if string(boot[3:11]) == "EXFAT   " {
-		return binary.LittleEndian.Uint16(boot[106:])&2 != 0, nil
-	}
-	return boot[0x41]&1 != 0, nil
 }

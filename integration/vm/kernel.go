@@ -241,22 +241,16 @@ func (k kernel) modules(names ...string) ([]string, error) {
 		byName[moduleName(file)] = file
 	}
 	var order []string
-	var add func(file string)
-	add = func(file string) {
-		if slices.Contains(order, file) {
-			return
+	for _, name := range names {
+		file, ok := byName[moduleName(name)]
+		if !ok {
+			continue
 		}
 		// modules.dep lists the whole closure, what must be loaded first last.
-		for _, need := range slices.Backward(needs[file]) {
+		for _, need := range slices.Backward(append([]string{file}, needs[file]...)) {
 			if !slices.Contains(order, need) {
 				order = append(order, need)
 			}
-		}
-		order = append(order, file)
-	}
-	for _, name := range names {
-		if file, ok := byName[moduleName(name)]; ok {
-			add(file)
 		}
 	}
 	for i, file := range order {

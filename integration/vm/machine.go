@@ -231,12 +231,6 @@ func (m *Machine) console() string {
 	return b.String()
 }
 
-// Console returns what the guest's kernel has logged to its console so far.
-func (m *Machine) Console() (string, error) {
-	data, err := os.ReadFile(filepath.Join(m.dir, "console"))
-	return string(data), err
-}
-
 // Run runs a shell script in the guest and returns what it printed, standard
 // output and error together, and its exit code. A code other than 0 is no
 // error. When ctx ends first, the script goes on in the guest, and later calls

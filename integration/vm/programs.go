@@ -30,7 +30,7 @@ func aptPackage(program string) string {
 		return "dpkg"
 	case "ldd":
 		return "libc-bin"
-	case "blkid", "fsck":
+	case "blkid", "mkswap":
 		return "util-linux"
 	case "sfdisk":
 		return "fdisk"
@@ -38,9 +38,9 @@ func aptPackage(program string) string {
 		return "dosfstools"
 	case "mkfs.exfat", "fsck.exfat":
 		return "exfatprogs"
-	case "mkfs.ntfs", "ntfs-3g", "ntfsfix":
+	case "mkfs.ntfs", "ntfs-3g":
 		return "ntfs-3g"
-	case "mkfs.ext4", "e2fsck", "debugfs":
+	case "mkfs.ext2", "mkfs.ext3", "mkfs.ext4", "e2fsck":
 		return "e2fsprogs"
 	case "mkfs.xfs":
 		return "xfsprogs"

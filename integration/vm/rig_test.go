@@ -24,7 +24,7 @@ var soak = flag.Int("soak", 1, "how often to run each case in the virtual machin
 
 // patience is how long a test waits for what must happen. It happens within
 // two seconds on an idle machine.
-const patience = 30 * time.Second
+const patience = 60 * time.Second
 
 // A rig is the machine with the service and the witness running in it.
 type rig struct {
@@ -54,10 +54,27 @@ func newRig(t *testing.T) *rig {
 		}
 	})
 	r := &rig{Machine: m}
-	// Processes of the guest hold its serial line only if they are let.
-	r.sh(t, "guest witness /run/witness </dev/null >/run/witness.out 2>&1 & guest drives /var/lib/ide49 /run/drives </dev/null >/run/drives.out 2>&1 &")
-	r.wait(t, "grep -q ready /run/witness && guest ask list")
+	r.sh(t, "guest witness /run/witness </dev/null >/run/witness.out 2>&1 &")
+	r.wait(t, "grep -q ready /run/witness")
+	r.serve(t, "guest drives")
 	return r
+}
+
+// serve starts the service by a command line that begins with prefix, and
+// returns when it answers.
+func (r *rig) serve(t *testing.T, prefix string) {
+	t.Helper()
+	// It must not hold the guest's serial line.
+	r.sh(t, prefix+" /var/lib/ide49 /run/drives </dev/null >>/run/drives.out 2>&1 &")
+	r.wait(t, "guest ask list")
+}
+
+// stop ends the service with a signal and waits for its end.
+func (r *rig) stop(t *testing.T, signal string) {
+	t.Helper()
+	const find = "for p in $(pidof guest); do grep -q drives /proc/$p/cmdline && echo $p; done"
+	r.sh(t, "kill -"+signal+" $("+find+")")
+	r.wait(t, "[ -z \"$("+find+")\" ]")
 }
 
 // sh runs a script that must succeed.
