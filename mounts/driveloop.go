@@ -22,6 +22,9 @@ import (
 // one was missed.
 const rescanEvery = time.Minute
 
+// settleTime is how long after a new device the devices are listed once more.
+const settleTime = time.Second
+
 // mediaPoll is how often a card reader is asked for its card.
 const mediaPoll = 2 * time.Second
 
@@ -164,6 +167,10 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 	defer poll.Stop()
 	poll.Stop()
 	polling := false
+	// The kernel tells of a new disk before all of its attributes are there, as
+	// whether it must be asked for its card.
+	settled := time.NewTimer(settleTime)
+	defer settled.Stop()
 
 	l.look()
 	for {
@@ -183,6 +190,7 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 					l.dirty[name] = true
 				} else {
 					l.added[name] = true
+					settled.Reset(settleTime)
 				}
 			}
 			for name := range h.media {
@@ -202,6 +210,7 @@ func (l *driveLoop) run(ctx context.Context) (err error) {
 					k.stuck = nil
 				}
 			}
+		case <-settled.C:
 		case <-poll.C:
 			l.pollMedia()
 		case <-ctx.Done():

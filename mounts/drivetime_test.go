@@ -67,13 +67,15 @@ func TestWithoutEvents(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error)
 				go func() { ended <- d.Run(ctx) }()
-				time.Sleep(time.Millisecond)
+				// Past the look that follows the first one.
+				time.Sleep(settleTime + time.Millisecond)
 				synctest.Wait()
 				if list := d.List(); len(list) != 1 || list[0].State != DriveEmpty {
 					t.Errorf("at first: %+v", list)
 				}
 				put(t, disk, "size", fmt.Sprint(dev.Size/512))
-				time.Sleep(tt.within - 2*time.Millisecond)
+				// The ticks began with Run.
+				time.Sleep(tt.within - settleTime - 2*time.Millisecond)
 				synctest.Wait()
 				if list := d.List(); list[0].State != DriveEmpty {
 					t.Errorf("too early: %+v", list)
