@@ -18,6 +18,7 @@ import (
 	_ "time/tzdata" // a container or an appliance may have none
 
 	"github.com/iot49/ide49-backup/backup/repo"
+	"github.com/iot49/ide49-backup/mounts"
 	"github.com/iot49/ide49-backup/policy"
 )
 
@@ -90,7 +91,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitUsage
 	case errors.Is(err, errWarned):
 		return exitWarnings
-	case errors.Is(err, errAbsent):
+	case errors.Is(err, errAbsent), errors.Is(err, mounts.ErrNoDrive), errors.Is(err, mounts.ErrDriveGone):
 		return exitAbsent
 	case errors.Is(err, repo.ErrNoRepository):
 		return exitNoRepository

@@ -37,6 +37,7 @@ func verbs() []func(*app) *cobra.Command {
 		(*app).keyCommand,
 		(*app).unlockCommand,
 		(*app).recoveryKitCommand,
+		(*app).drivesCommand,
 		(*app).configCommand,
 		(*app).completionCommand,
 		(*app).versionCommand,
