@@ -12,9 +12,9 @@ PACKAGES := acl attr borgbackup e2fsprogs restic rsync util-linux
 .PHONY: run build test lint bench fuzz vuln packages clean
 
 # Take a snapshot with the built-in defaults: of the volumes below
-# /service-config, or of an example tree where there are none.
+# /service-config into /backup, or of an example tree where there are none.
 run: build
-	$(BIN) demo
+	@$(BIN) demo
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/ide49-backup

@@ -14,6 +14,11 @@ const (
 	IncompleteTag = "incomplete"
 	// BeforeRestoreTag marks what a restore in place was about to overwrite.
 	BeforeRestoreTag = "before-restore"
+	// SuspectTag marks a snapshot of a volume that may have lost files
+	// before it was taken, for example one that had shrunk a lot.
+	SuspectTag = "suspect"
+	// PinTag marks a snapshot that retention never removes.
+	PinTag = "pin"
 )
 
 // A Snapshot is the record of one volume at one moment. Field order and

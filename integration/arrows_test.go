@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"backup/check":               {"backup", "backup/backend", "backup/repo"},
 	"backup/browse":              {"backup", "backup/repo"},
 	"backup/retention":           {"backup"},
+	"backup/recovery":            {"backup"},
 	"mounts":                     {"udev"},
 	"smb":                        {"mounts"},
 	"smb/smbtest":                {},

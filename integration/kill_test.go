@@ -40,17 +40,6 @@ func (d *device) run(t testing.TB, args ...string) string {
 	return run(t, d.ours, program, args...)
 }
 
-// code runs our program and returns its exit code.
-func (d *device) code(t testing.TB, args ...string) (int, string) {
-	t.Helper()
-	out, err := command(d.ours, program, args...)
-	if e, ok := errors.AsType[*exec.ExitError](err); ok {
-		return e.ExitCode(), out
-	}
-	must(t, err)
-	return 0, out
-}
-
 // snapshotIDs returns the IDs of all snapshots.
 func (d *device) snapshotIDs(t testing.TB) map[string]bool {
 	t.Helper()
@@ -78,11 +67,13 @@ func TestKillAtRandomMoments(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint("file", i)), random(uint64(v*100+i), 1000*(i+1)), 0o644))
 		}
 	}
-	d.run(t, "init")
+	d.init(t)
+	start := time.Now()
+	d.run(t, "backup", "--quiet")
+	longest := time.Since(start)
 	copies := t.TempDir() // what the volumes were like at each finished snapshot
 	finished := map[string]string{}
 	killed := 0
-	longest := 200 * time.Millisecond
 	for n := range runs {
 		for range 1 + rng.IntN(4) {
 			name := filepath.Join(d.volumes, fmt.Sprintf("volume%d/%d/changing%d", rng.IntN(3), rng.IntN(6), rng.IntN(20)))
@@ -93,15 +84,17 @@ func TestKillAtRandomMoments(t *testing.T) {
 		cmd.Env = append(os.Environ(), d.ours...)
 		start := time.Now()
 		must(t, cmd.Start())
-		timer := time.AfterFunc(time.Duration(rng.Int64N(int64(longest))), func() { _ = cmd.Process.Kill() }) // it may have ended
+		// The first part goes into deriving the key: few kills there.
+		moment := longest/4 + time.Duration(rng.Int64N(int64(longest)))
+		timer := time.AfterFunc(moment, func() { _ = cmd.Process.Kill() }) // it may have ended
 		err := cmd.Wait()
 		timer.Stop()
 		switch e, isExit := errors.AsType[*exec.ExitError](err); {
 		case err == nil:
-			longest = time.Since(start) + 10*time.Millisecond
+			longest = time.Since(start)
 		case isExit && e.Sys().(syscall.WaitStatus).Signaled():
 			killed++
-			longest += 5 * time.Millisecond
+			longest += longest / 20
 		default:
 			t.Fatal(err)
 		}
@@ -117,7 +110,7 @@ func TestKillAtRandomMoments(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d runs were killed; %d snapshots were finished", killed, runs, len(finished))
-	if killed < runs/4 || len(finished) == 0 {
+	if killed < runs/4 || len(finished) < 3 {
 		t.Fatalf("%d of %d runs were killed and %d snapshots finished: the moments are badly chosen", killed, runs, len(finished))
 	}
 	d.run(t, "check", "--read", "all")

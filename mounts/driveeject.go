@@ -265,6 +265,9 @@ func (j *ejectJob) unmount(ctx context.Context, m *mounted, tell func(EjectProgr
 	for {
 		err := unix.Unmount(m.claim.Path, unix.UMOUNT_NOFOLLOW)
 		if err == nil {
+			// At once, so that nobody writes into the bare folder. The loop
+			// does it again and tells what fails.
+			_ = m.claim.removeDir()
 			return nil
 		}
 		if err != unix.EBUSY {
@@ -291,12 +294,10 @@ func (j *ejectJob) finish(e *Ejected) {
 		return
 	}
 	if used {
-		e.Comment = "it is still mounted elsewhere"
-		if views, err := namespaces(j.proc); err == nil {
-			for _, m := range j.mounts {
-				for _, h := range mountsFrom(j.proc, views, 0, hasSDev(m.claim.SDev)) {
-					e.Comment += ": " + h.String()
-				}
+		e.Comment = "it is still in use elsewhere, by a process that can't be seen from here"
+		for _, m := range j.mounts {
+			if who := holders(j.proc, j.sysfs, m.plugging, m.claim.SDev); len(who) > 0 {
+				e.Comment = "it is still in use elsewhere, by " + who[0].String()
 			}
 		}
 		return

@@ -243,22 +243,19 @@ func uses(dir string, ids map[uint64]bool, sdev string) (what, path string) {
 		{"cwd", "working folder"}, {"root", "root folder"}, {"exe", "running program"},
 	} {
 		name := filepath.Join(dir, link.name)
-		if id, err := mountID(unix.AT_FDCWD, name); err == nil && ids[id] {
+		if liesOn(name, ids, sdev) {
 			path, _ = os.Readlink(name)
 			return link.what, path
 		}
 	}
-	infos, err := os.ReadDir(filepath.Join(dir, "fdinfo"))
+	files, err := os.ReadDir(filepath.Join(dir, "fd"))
 	if err != nil {
 		return "", ""
 	}
-	for _, e := range infos {
-		b, err := os.ReadFile(filepath.Join(dir, "fdinfo", e.Name()))
-		if err != nil {
-			continue
-		}
-		if id, ok := fdinfoMount(string(b)); ok && ids[id] {
-			path, _ = os.Readlink(filepath.Join(dir, "fd", e.Name()))
+	for _, e := range files {
+		name := filepath.Join(dir, "fd", e.Name())
+		if liesOn(name, ids, sdev) {
+			path, _ = os.Readlink(name)
 			return "open file", path
 		}
 	}
@@ -271,15 +268,15 @@ func uses(dir string, ids map[uint64]bool, sdev string) (what, path string) {
 	return "", ""
 }
 
-// fdinfoMount returns the mount number in a file of fdinfo.
-func fdinfoMount(text string) (uint64, bool) {
-	for line := range strings.Lines(text) {
-		if v, ok := strings.CutPrefix(line, "mnt_id:"); ok {
-			id, err := strconv.ParseUint(strings.TrimSpace(v), 10, 64)
-			return id, err == nil
-		}
+// liesOn reports whether a process's link leads to one of the mounts, or to
+// the file system by a mount that nobody sees any more. It asks no file system
+// anew, so it does not wait for a dead server.
+func liesOn(name string, ids map[uint64]bool, sdev string) bool {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, name, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return false
 	}
-	return 0, false
+	return st.Mask&unix.STATX_MNT_ID != 0 && ids[st.Mnt_id] || fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor) == sdev
 }
 
 // mappedFrom returns the first file in a list of mappings that lies on a file

@@ -40,17 +40,6 @@ func TestMappedFrom(t *testing.T) {
 	}
 }
 
-func TestFdinfoMount(t *testing.T) {
-	if id, ok := fdinfoMount("pos:\t0\nflags:\t02\nmnt_id:\t27\nino:\t5\n"); !ok || id != 27 {
-		t.Errorf("%d, %v", id, ok)
-	}
-	for _, text := range []string{"", "mnt_id:\n", "mnt_id:\tx\n"} {
-		if id, ok := fdinfoMount(text); ok {
-			t.Errorf("%q: %d", text, id)
-		}
-	}
-}
-
 func TestHolderText(t *testing.T) {
 	e := &InUseError{Path: "/mnt/A", Holders: []Holder{
 		{PID: 7, Command: "sh", Container: "0123456789ab", What: "working folder", Path: "/mnt/A"}, {What: "swap file", Path: "/mnt/A/s"}, {PID: 8, Command: "x", What: "open file"}, {}, {},

@@ -479,16 +479,28 @@ func inNamespace(t *testing.T, script string) *exec.Cmd {
 	return cmd
 }
 
+// TestEjectElsewhere has another namespace keep a copy of the mount, as a
+// container without propagation that was started meanwhile does.
 func TestEjectElsewhere(t *testing.T) {
-	s := newSlot(t)
-	s.plug(image(t, 8, "mkfs.ext4", "-q", "-L", "SHARED"))
-	f := newFleet(t, DriveConfig{Also: []string{s.name}})
-	f.wait(s.name, DriveMounted)
-	// As a container without propagation that was started meanwhile.
-	other := inNamespace(t, "true")
-	e, err := f.Eject(t.Context(), "SHARED", EjectOptions{})
-	if err != nil || e.Safe || !strings.Contains(e.Comment, fmt.Sprint(other.Process.Pid)) {
-		t.Errorf("%+v, %v", e, err)
+	for _, busy := range []bool{false, true} {
+		s := newSlot(t)
+		s.plug(image(t, 8, "mkfs.ext4", "-q", "-L", "SHARED"))
+		f := newFleet(t, DriveConfig{Also: []string{s.name}})
+		d := f.wait(s.name, DriveMounted)
+		script := "true"
+		if busy {
+			script = "cd " + d.Path
+		}
+		other := inNamespace(t, script)
+		e, err := f.Eject(t.Context(), "SHARED", EjectOptions{})
+		if err != nil || e.Safe == busy {
+			t.Errorf("busy elsewhere %v: %+v, %v", busy, e, err)
+		}
+		// An idle copy goes with the folder; a busy one is told.
+		if busy && !strings.Contains(e.Comment, fmt.Sprint(other.Process.Pid)) {
+			t.Errorf("comment %q", e.Comment)
+		}
+		_, _ = other.Process.Kill(), other.Wait()
 	}
 }
 

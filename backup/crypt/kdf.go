@@ -33,6 +33,7 @@ const (
 	maxWork     = 1 << 28 // N·R·P that Derive accepts
 	saltSize    = 64
 	maxSaltSize = 1 << 10
+	freeFrom    = 1 << 20 // bytes of garbage that are worth a collection
 )
 
 // NewSalt returns a random salt.
@@ -69,7 +70,9 @@ func Derive(p Params, salt []byte, password string) (*Key, error) {
 	defer clear(raw)
 	// scrypt leaves 128·N·R bytes of garbage, more than most of what follows
 	// needs. Small devices want them back at once.
-	debug.FreeOSMemory()
+	if 128*p.N*p.R >= freeFrom {
+		debug.FreeOSMemory()
+	}
 	return keyFromBytes(raw), nil
 }
 

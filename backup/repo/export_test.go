@@ -2,8 +2,10 @@ package repo
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/iot49/ide49-backup/backup"
 	"github.com/iot49/ide49-backup/backup/backend"
@@ -43,4 +45,22 @@ func FuzzDecodeConfig(f *testing.F) {
 			t.Errorf("accepted %+v", c)
 		}
 	})
+}
+
+// SetBoottime replaces the clock that goes on while the machine sleeps.
+func (r *Repo) SetBoottime(clock func() time.Duration) {
+	r.boottime = clock
+	if r.journal != nil {
+		r.journal.boottime = clock
+	}
+}
+
+// PutLock stores a lock as another program would.
+func (r *Repo) PutLock(ctx context.Context, l Lock) error {
+	plain, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	_, err = r.SaveFile(ctx, backend.Locks, plain)
+	return err
 }

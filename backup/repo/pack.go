@@ -320,17 +320,25 @@ func mergeBlobs(a, b []PackedBlob) []PackedBlob {
 // open returns the verified plaintext of a sealed blob. It uses the memory of
 // sealed, and that of dst where it is large enough.
 func (r *Repo) open(b PackedBlob, sealed, dst []byte) ([]byte, error) {
-	plain, err := r.key.OpenInPlace(sealed)
+	_, plain, err := r.unseal(b, sealed, dst)
+	return plain, err
+}
+
+// unseal is open that also returns the blob as it is packed: the plaintext or
+// what that was compressed to.
+func (r *Repo) unseal(b PackedBlob, sealed, dst []byte) (packed, plain []byte, err error) {
+	packed, err = r.key.OpenInPlace(sealed)
+	plain = packed
 	if err == nil && b.Compressed() {
-		plain, err = r.zip.decompress(dst, plain, int(b.Plain))
+		plain, err = r.zip.decompress(dst, packed, int(b.Plain))
 	}
 	if err == nil && backup.Hash(plain) != b.ID {
 		err = errors.New("its contents have another hash")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", b.Blob, ErrDamaged, err)
+		return nil, nil, fmt.Errorf("%s: %w: %w", b.Blob, ErrDamaged, err)
 	}
-	return plain, nil
+	return packed, plain, nil
 }
 
 // Blob returns a blob's plaintext, verified against its ID. Where a blob is
@@ -379,6 +387,11 @@ const (
 // only until fn returns. An error of fn ends the walk and is returned; so does
 // a cancelled context.
 func (r *Repo) ReadBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob, fn func(b PackedBlob, plain []byte, err error) error) error {
+	return r.readBlobs(ctx, pack, blobs, func(b PackedBlob, _, plain []byte, err error) error { return fn(b, plain, err) })
+}
+
+// readBlobs is ReadBlobs that also gives each blob as it is packed.
+func (r *Repo) readBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob, fn func(b PackedBlob, packed, plain []byte, err error) error) error {
 	k := backend.Key{Kind: backend.Packs, ID: pack}
 	var scratch []byte
 	for len(blobs) > 0 {
@@ -401,7 +414,7 @@ func (r *Repo) ReadBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob
 		if err != nil && n > 1 {
 			// The pack may be cut in the middle: save what is before it.
 			for i := range n {
-				if err := r.ReadBlobs(ctx, pack, blobs[i:i+1], fn); err != nil {
+				if err := r.readBlobs(ctx, pack, blobs[i:i+1], fn); err != nil {
 					return err
 				}
 			}
@@ -409,18 +422,18 @@ func (r *Repo) ReadBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob
 			continue
 		}
 		for _, b := range blobs[:n] {
-			var plain []byte
+			var packed, plain []byte
 			blobErr := err
 			if err == nil {
 				at := uint64(b.Offset) - start
 				if b.Compressed() && cap(scratch) < int(b.Plain) {
 					scratch = make([]byte, 0, b.Plain)
 				}
-				if plain, blobErr = r.open(b, buf[at:at+uint64(b.Length)], scratch); blobErr != nil {
+				if packed, plain, blobErr = r.unseal(b, buf[at:at+uint64(b.Length)], scratch); blobErr != nil {
 					blobErr = fmt.Errorf("read %s: %w", k, blobErr)
 				}
 			}
-			if err := fn(b, plain, blobErr); err != nil {
+			if err := fn(b, packed, plain, blobErr); err != nil {
 				return err
 			}
 		}

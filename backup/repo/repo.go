@@ -69,17 +69,30 @@ type Options struct {
 	// DataPacks is how many packs of file data are filled or written side by
 	// side; 0 means 2. Stores with a long way to them want more.
 	DataPacks int
+
+	// Journal is a folder, on a disk of this machine, that remembers its
+	// locks (see [Repo.Locks]); "" means none. It is made if it is missing;
+	// several processes and repositories may share it.
+	Journal string
+	// LockWait is how long WithLock waits for others.
+	LockWait time.Duration
+	// LockWaiting, if set, is called before each pause of that wait with the
+	// error that would otherwise end it.
+	LockWaiting func(held error)
 }
 
 // A Repo is an open repository. Its methods may be called concurrently.
 type Repo struct {
 	be    backend.Backend
 	key   *crypt.Key
-	keyID backup.ID
+	keyID atomic.Pointer[backup.ID] // never nil; ChangePassword changes it
 	cfg   Config
 	opt   Options
 	zip   *compressor
 	index atomic.Pointer[Index]
+
+	journal  *journal
+	boottime func() time.Duration // since boot, with the time asleep
 }
 
 // A Config is what a repository says about itself.
@@ -121,6 +134,14 @@ func Init(ctx context.Context, be backend.Backend, password string, kdf crypt.Pa
 	return initWith(ctx, be, password, kdf, opt, Config{Version: 2, ID: id.String(), Polynomial: pol})
 }
 
+// InitLike is Init with the chunker polynomial of another repository, so that
+// files are cut alike in both: what is copied between them and what is backed
+// up to both is stored once in each.
+func InitLike(ctx context.Context, be backend.Backend, password string, kdf crypt.Params, opt Options, other *Repo) (*Repo, error) {
+	id := backup.ID(crypt.NewSalt()[:backup.IDSize]) // any random bytes
+	return initWith(ctx, be, password, kdf, opt, Config{Version: 2, ID: id.String(), Polynomial: other.cfg.Polynomial})
+}
+
 func initWith(ctx context.Context, be backend.Backend, password string, kdf crypt.Params, opt Options, cfg Config) (*Repo, error) {
 	switch _, err := be.Get(ctx, backend.ConfigKey, 0, -1); {
 	case err == nil:
@@ -136,11 +157,12 @@ func initWith(ctx context.Context, be backend.Backend, password string, kdf cryp
 	}
 	r := newRepo(be, opt)
 	r.key, r.cfg = crypt.NewKey(), cfg
-	keyID, err := saveKey(ctx, be, r.key, password, kdf)
+	r.journal = newJournal(opt.Journal, cfg.ID, r.boottime)
+	keyID, err := saveKey(ctx, be, r.key, password, kdf, "", "")
 	if err != nil {
 		return nil, fmt.Errorf("make repository: %w", err)
 	}
-	r.keyID = keyID
+	r.keyID.Store(&keyID)
 	plain, err := json.Marshal(cfg)
 	if err == nil {
 		err = be.Put(ctx, backend.ConfigKey, r.key.Seal(nil, plain))
@@ -162,7 +184,7 @@ func newRepo(be backend.Backend, opt Options) *Repo {
 		opt.DataPacks = minDataPacks
 	}
 	opt.DataPacks = min(max(opt.DataPacks, minDataPacks), maxDataPacks)
-	r := &Repo{be: be, opt: opt, zip: newCompressor(opt.Compression)}
+	r := &Repo{be: be, opt: opt, zip: newCompressor(opt.Compression), boottime: sinceBoot}
 	r.index.Store(NewIndex())
 	return r
 }
@@ -177,9 +199,12 @@ func Open(ctx context.Context, be backend.Backend, password string, opt Options)
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	r := newRepo(be, opt)
-	if r.key, r.keyID, err = findKey(ctx, be, password); err != nil {
+	key, keyID, err := findKey(ctx, be, password)
+	if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
+	r.key = key
+	r.keyID.Store(&keyID)
 	plain, err := r.key.Open(nil, sealed)
 	if err != nil {
 		return nil, fmt.Errorf("open repository: config: %w: %w", ErrDamaged, err)
@@ -187,6 +212,7 @@ func Open(ctx context.Context, be backend.Backend, password string, opt Options)
 	if r.cfg, err = decodeConfig(plain); err != nil {
 		return nil, fmt.Errorf("open repository: config: %w", err)
 	}
+	r.journal = newJournal(opt.Journal, r.cfg.ID, r.boottime)
 	return r, nil
 }
 
@@ -197,7 +223,7 @@ func (r *Repo) Close() error { return r.be.Close() }
 func (r *Repo) Config() Config { return r.cfg }
 
 // KeyID returns the key that the repository was opened with.
-func (r *Repo) KeyID() backup.ID { return r.keyID }
+func (r *Repo) KeyID() backup.ID { return *r.keyID.Load() }
 
 // Backend returns the store, for those who look at files rather than blobs.
 func (r *Repo) Backend() backend.Backend { return r.be }
@@ -400,14 +426,23 @@ func (r *Repo) unversion(plain []byte) ([]byte, error) {
 	return nil, fmt.Errorf("the file has the unknown encoding %d", plain[0])
 }
 
-// SaveFile seals JSON and stores it as a lock, snapshot or index file.
+// SaveFile seals JSON and stores it as a snapshot or index file. It fails with
+// ErrLockLost if ctx stands for a lock that has grown too old.
 func (r *Repo) SaveFile(ctx context.Context, kind backend.Kind, plain []byte) (backup.ID, error) {
+	if err := r.lockHeld(ctx); err != nil {
+		return backup.ID{}, err
+	}
+	id, sealed := r.sealFile(plain)
+	return id, r.be.Put(ctx, backend.Key{Kind: kind, ID: id}, sealed)
+}
+
+// sealFile returns what to store of a lock, snapshot or index file, and its name.
+func (r *Repo) sealFile(plain []byte) (backup.ID, []byte) {
 	if r.cfg.Version >= 2 {
 		plain = r.zip.compressFile([]byte{versionZstd}, plain)
 	}
 	sealed := r.key.Seal(nil, plain)
-	id := backup.Hash(sealed)
-	return id, r.be.Put(ctx, backend.Key{Kind: kind, ID: id}, sealed)
+	return backup.Hash(sealed), sealed
 }
 
 // workers is how many goroutines compute at once.

@@ -572,26 +572,6 @@ func TestLocks(t *testing.T) {
 	}
 }
 
-func TestStaleLocks(t *testing.T) {
-	host := repo.Hostname(t)
-	at := time.Now()
-	for name, c := range map[string]struct {
-		l    repo.Lock
-		want bool
-	}{
-		"fresh, elsewhere":       {repo.Lock{Time: at, Hostname: "elsewhere", PID: 1}, false},
-		"old, elsewhere":         {repo.Lock{Time: at.Add(-31 * time.Minute), Hostname: "elsewhere", PID: 1}, true},
-		"from the future":        {repo.Lock{Time: at.Add(time.Hour), Hostname: "elsewhere", PID: 1}, false},
-		"here, process lives":    {repo.Lock{Time: at, Hostname: host, PID: 1}, false},
-		"here, process is gone":  {repo.Lock{Time: at, Hostname: host, PID: 1 << 29}, true},
-		"here, senseless number": {repo.Lock{Time: at, Hostname: host, PID: -1}, false},
-	} {
-		if got := c.l.Stale(at); got != c.want {
-			t.Errorf("%s: %v", name, got)
-		}
-	}
-}
-
 func TestLockIsRefreshedOrStopsItsHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := mem.New()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -84,6 +85,50 @@ func (r *Repo) Snapshots(ctx context.Context) ([]*backup.Snapshot, error) {
 		return all, fmt.Errorf("list snapshots: %w", err)
 	}
 	return all, problems
+}
+
+// RemoveSnapshot removes a snapshot, under at least a shared lock. What only
+// it needed stays in the repository until it is pruned. One that is gone
+// already is no error.
+func (r *Repo) RemoveSnapshot(ctx context.Context, id backup.ID) error {
+	if err := r.lockHeld(ctx); err != nil {
+		return fmt.Errorf("remove snapshot %s: %w", id.Short(), err)
+	}
+	err := r.be.Delete(ctx, backend.Key{Kind: backend.Snapshots, ID: id})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove snapshot %s: %w", id.Short(), err)
+	}
+	return nil
+}
+
+// Retag puts a snapshot with other tags in place of s, under at least a shared
+// lock, and returns the new one. As files are named by their contents it has
+// another ID; Original keeps the first. The new one is stored before the old
+// one goes: a crash in between leaves both, and doing it again, with all as
+// the snapshots there are then, removes the old one.
+func (r *Repo) Retag(ctx context.Context, all []*backup.Snapshot, s *backup.Snapshot, tags []string) (*backup.Snapshot, error) {
+	next := *s
+	next.Tags = slices.Clone(tags)
+	if next.Original == nil {
+		next.Original = &s.ID
+	}
+	// next but for its ID, which depends on a random number
+	same := func(o *backup.Snapshot) bool {
+		return o.ID != s.ID && o.Original != nil && *o.Original == *next.Original && o.Time.Equal(s.Time) && *o.Tree == *s.Tree && slices.Equal(o.Tags, tags)
+	}
+	if i := slices.IndexFunc(all, same); i >= 0 {
+		next.ID = all[i].ID
+	} else {
+		id, err := r.SaveSnapshot(ctx, &next)
+		if err != nil {
+			return nil, fmt.Errorf("change tags of snapshot %s: %w", s.ID.Short(), err)
+		}
+		next.ID = id
+	}
+	if err := r.RemoveSnapshot(ctx, s.ID); err != nil {
+		return &next, fmt.Errorf("change tags of snapshot %s: it is stored as %s, but the old one stays: %w", s.ID.Short(), next.ID.Short(), err)
+	}
+	return &next, nil
 }
 
 // Find returns the snapshot whose ID begins with prefix.

@@ -136,8 +136,8 @@ func (w *Writer) claim(b backup.Blob) bool {
 	return true
 }
 
-// pack compresses a blob and seals it into a pack, which it writes if it is
-// full then. It returns the bytes that the blob takes.
+// pack compresses a blob and places it. It returns the bytes that the blob
+// takes.
 func (w *Writer) pack(ctx context.Context, b backup.Blob, plain []byte) (int, error) {
 	scratch := w.scratch.Get().(*[]byte)
 	defer w.scratch.Put(scratch)
@@ -149,10 +149,17 @@ func (w *Writer) pack(ctx context.Context, b backup.Blob, plain []byte) (int, er
 	} else {
 		packed = plain
 	}
+	return w.place(ctx, entry, packed)
+}
+
+// place seals what a blob is stored as into a pack, which it writes if it is
+// full then. entry has the blob and, if it is compressed, its length as
+// plaintext. It returns the bytes that the blob takes.
+func (w *Writer) place(ctx context.Context, entry PackedBlob, packed []byte) (int, error) {
 	n := len(packed) + crypt.Overhead
 	entry.Length = uint32(n)
 
-	p := w.lockPacker(b.Kind)
+	p := w.lockPacker(entry.Kind)
 	if len(p.blobs) > 0 && len(p.buf)+n > cap(p.buf)-slack/2 {
 		// No room for this one and a header: it begins the next pack.
 		if err := w.finish(ctx, p); err != nil {

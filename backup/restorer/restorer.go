@@ -219,7 +219,8 @@ type Observer struct {
 	// file system lacks, device nodes without permission. Warnings of the
 	// same kind come once, for the first path.
 	Warning func(path string, err error)
-	// Failure is called for every failure, those of the plan included.
+	// Failure is called for every failure, and first for those that the
+	// plan lists.
 	Failure func(Failure)
 }
 

@@ -16,6 +16,8 @@ import (
 
 	"github.com/iot49/ide49-backup/backup"
 	"github.com/iot49/ide49-backup/backup/archiver"
+	"github.com/iot49/ide49-backup/backup/backend/local"
+	"github.com/iot49/ide49-backup/backup/repo"
 	"github.com/iot49/ide49-backup/policy"
 )
 
@@ -24,6 +26,7 @@ type backupFlags struct {
 	tags           []string
 	dryRun         bool
 	stdin, command string
+	compression    string
 }
 
 func (a *app) backupCommand() *cobra.Command {
@@ -58,7 +61,9 @@ Without any configuration the repository /backup and its password file
 	fl.BoolVarP(&f.dryRun, "dry-run", "n", false, "read everything, store nothing")
 	fl.StringVar(&f.stdin, "stdin", "", "store standard input as a file of this `name`")
 	fl.StringVar(&f.command, "command", "", "store what the program after -- prints as a file of this `name`")
+	fl.StringVar(&f.compression, "compression", repo.Auto.String(), "`how` new data is compressed: auto, fastest, better, max or off")
 	complete(cmd, "to", a.completeRepositories)
+	complete(cmd, "compression", cobra.FixedCompletions([]string{"auto", "fastest", "better", "max", "off"}, cobra.ShellCompDirectiveNoFileComp))
 	for _, flag := range []string{"time", "tag", "stdin", "command"} {
 		complete(cmd, flag, cobra.NoFileCompletions)
 	}
@@ -74,6 +79,8 @@ type backupJob struct {
 	tags    []string
 	dryRun  bool
 	sources []archiver.Source
+
+	compression repo.Compression
 	// program is run for its output; nil for most jobs.
 	program *programOutput
 	// initialize says that a repository that is missing is made: nothing
@@ -91,11 +98,15 @@ func (a *app) plannedBackup(cmd *cobra.Command, f backupFlags, args []string) (*
 			return nil, usagef("--tag %q: this tag has a meaning of its own, is empty, or holds a comma; choose another", tag)
 		}
 	}
+	compression, err := repo.ParseCompression(f.compression)
+	if err != nil {
+		return nil, usagef("--compression: %w", err)
+	}
 	cfg, err := a.config()
 	if err != nil {
 		return nil, err
 	}
-	job := &backupJob{time: a.now(), loc: cfg.Location(), tags: f.tags, dryRun: f.dryRun}
+	job := &backupJob{compression: compression, time: a.now(), loc: cfg.Location(), tags: f.tags, dryRun: f.dryRun}
 	if f.time != "" {
 		if job.time, err = exactTime(f.time, job.loc); err != nil {
 			return nil, err
@@ -141,7 +152,7 @@ func (a *app) addSources(cmd *cobra.Command, cfg *policy.Config, job *backupJob,
 	if err := backup.CheckName(name); err != nil {
 		return usagef("%q can't be the name of a file: %w", name, err)
 	}
-	src := archiver.Source{Volume: backup.Volume{Name: name, Path: "/" + name}, Stream: a.stdin}
+	src := archiver.Source{Volume: backup.Volume{Name: name, Path: "/" + name}, Stream: interruptible(cmd.Context(), a.stdin)}
 	if f.command != "" {
 		job.program = &programOutput{args: args, stderr: a.stderr}
 		src.Stream = job.program
@@ -195,7 +206,7 @@ func (a *app) backup(ctx context.Context, job *backupJob) error {
 			}
 		}
 	}
-	return a.withRepository(ctx, job.place, access{dryRun: job.dryRun, index: true}, func(ctx context.Context, s *session) error {
+	return a.withRepository(ctx, job.place, access{dryRun: job.dryRun, index: true, options: repo.Options{Compression: job.compression}}, func(ctx context.Context, s *session) error {
 		start := time.Now()
 		results, err := a.archive(ctx, s, job)
 		rep := newBackupReport(job, results, time.Since(start))
@@ -221,7 +232,7 @@ func (a *app) firstRepository(ctx context.Context, p place) error {
 	if entries, err := os.ReadDir(p.location.Path()); len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	made, err := initRepository(ctx, p)
+	made, err := initRepository(ctx, p, local.Options{})
 	if err != nil {
 		return err
 	}

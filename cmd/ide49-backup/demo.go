@@ -14,6 +14,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// applianceVolumes is where the built-in configuration looks for volumes.
+const applianceVolumes = "/service-config"
+
 // demoFiles are the volumes of the example, one folder each.
 //
 //go:embed all:demo
@@ -35,13 +38,22 @@ func (a *app) demoCommand() *cobra.Command {
 		Short: "Make an example with volumes and a repository, and back it up",
 		Long: `Makes a folder with a few volumes, a configuration and a repository in it, where
 they are not there yet, and takes a snapshot of each volume. make run uses it on
-a machine that is no appliance.`,
+a machine that is no appliance. On one, where /service-config is there, it just
+backs up with the built-in configuration unless --dir is given.`,
 		Example: "  ide49-backup demo --dir ./example",
 		Hidden:  true,
 		Args:    positional(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if a.configFile != "" || a.repoName != "" || a.passwordFile != "" || a.stateDir != "" {
 				return usagef("demo has a configuration of its own; leave out --config, --repo, --password-file and --state")
+			}
+			// An appliance shows it with its own volumes.
+			if st, err := os.Stat(applianceVolumes); err == nil && st.IsDir() && !cmd.Flags().Changed("dir") {
+				if err := a.sub(cmd.Context(), "backup"); err != nil {
+					return err
+				}
+				a.sayHow("", "/tmp/restored", "/backup", "/service-config/config/backup.key")
+				return nil
 			}
 			return a.demo(cmd.Context(), dir)
 		},
@@ -62,18 +74,8 @@ func (a *app) demo(ctx context.Context, dir string) error {
 	}
 	a.say("the example is in %s", near(dir))
 	a.say("")
-	verb := func(args ...string) error {
-		sub := &app{stdin: a.stdin, stdout: a.stdout, stderr: a.stderr, env: a.env, now: a.now,
-			json: a.json, quiet: a.quiet, verbose: a.verbose, noColor: a.noColor}
-		root := sub.root()
-		args = append(args, "--config", config, "--state", filepath.Join(dir, "state"))
-		for flag, set := range map[string]bool{"--json": a.json, "--quiet": a.quiet, "--no-color": a.noColor} {
-			if set {
-				args = append(args, flag)
-			}
-		}
-		root.SetArgs(args)
-		return root.ExecuteContext(ctx)
+	verb := func(name string) error {
+		return a.sub(ctx, name, "--config", config, "--state", filepath.Join(dir, "state"))
 	}
 	if _, err := os.Lstat(filepath.Join(dir, "backup", "config")); errors.Is(err, fs.ErrNotExist) {
 		if err := verb("init"); err != nil {
@@ -84,20 +86,40 @@ func (a *app) demo(ctx context.Context, dir string) error {
 	if err := verb("backup"); err != nil {
 		return err
 	}
+	a.sayHow(" --config "+near(config), near(filepath.Join(dir, "restored")), near(filepath.Join(dir, "backup")), near(filepath.Join(dir, "backup.key")))
+	return nil
+}
+
+// sub carries out another verb, with this run's ways to print.
+func (a *app) sub(ctx context.Context, args ...string) error {
+	sub := &app{stdin: a.stdin, stdout: a.stdout, stderr: a.stderr, env: a.env, now: a.now}
+	for _, flag := range []struct {
+		name string
+		set  bool
+	}{{"--json", a.json}, {"--quiet", a.quiet}, {"--verbose", a.verbose}, {"--no-color", a.noColor}} {
+		if flag.set {
+			args = append(args, flag.name)
+		}
+	}
+	root := sub.root()
+	root.SetArgs(args)
+	return root.ExecuteContext(ctx)
+}
+
+// sayHow tells how to restore.
+func (a *app) sayHow(flags, target, repository, passwordFile string) {
 	self := "ide49-backup"
 	if exe, err := os.Executable(); err == nil {
 		self = near(exe)
 	}
 	a.say(`
 Bring them back:
-  %[1]s --config %[2]s restore --at now --to %[3]s
+  %[1]s%[2]s restore --at now --to %[3]s
 or with restic, which reads the same repository:
   restic -r %[4]s --password-file %[5]s restore latest --tag volume:mosquitto --target %[3]s
 See also:
-  %[1]s --config %[2]s snapshots
-  %[1]s --help`,
-		self, near(config), near(filepath.Join(dir, "restored")), near(filepath.Join(dir, "backup")), near(filepath.Join(dir, "backup.key")))
-	return nil
+  %[1]s%[2]s snapshots
+  %[1]s --help`, self, flags, target, repository, passwordFile)
 }
 
 // near returns a path relative to the working folder if that is shorter.

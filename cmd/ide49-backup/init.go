@@ -25,7 +25,8 @@ import (
 const unlockTime = 500 * time.Millisecond
 
 func (a *app) initCommand() *cobra.Command {
-	return &cobra.Command{
+	group := false
+	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make the configured repository",
 		Long: `Makes the configured repository. If its password file is not there, a random
@@ -45,7 +46,7 @@ elsewhere: without the password nothing can be restored.`,
 			if err != nil {
 				return err
 			}
-			made, err := initRepository(cmd.Context(), p)
+			made, err := initRepository(cmd.Context(), p, local.Options{GroupAccess: group})
 			if err != nil {
 				return err
 			}
@@ -56,6 +57,8 @@ elsewhere: without the password nothing can be restored.`,
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&group, "group-access", false, "let the group of the repository's folder use it too")
+	return cmd
 }
 
 // A newRepository is what initRepository has made.
@@ -78,7 +81,7 @@ func (n newRepository) print(a *app) {
 // initRepository makes a repository, and before that its password if that is
 // to be in a file that is not there. Both are durable or absent; doing it again
 // after an interruption goes on where it stopped.
-func initRepository(ctx context.Context, p place) (newRepository, error) {
+func initRepository(ctx context.Context, p place, opt local.Options) (newRepository, error) {
 	n := newRepository{Repository: p.location.String(), PasswordFile: p.secret.File()}
 	fail := func(err error) (newRepository, error) {
 		return n, fmt.Errorf("make repository %s: %w", p, err)
@@ -91,7 +94,7 @@ func initRepository(ctx context.Context, p place) (newRepository, error) {
 		return fail(fmt.Errorf("there is no folder %s: %w", filepath.Dir(dir), errAbsent))
 	}
 	// Where the folder can't be made, no password is left behind.
-	be, err := local.Create(dir, local.Options{})
+	be, err := local.Create(dir, opt)
 	if err != nil {
 		return fail(err)
 	}

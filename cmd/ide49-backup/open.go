@@ -132,7 +132,9 @@ type access struct {
 	readOnly bool // nothing is written but locks
 	dryRun   bool // what is written goes nowhere
 	brief    bool // no lock: a look that a change meanwhile does not harm
+	locksToo bool // no lock: fn takes or removes locks itself
 	index    bool // the index is loaded
+	options  repo.Options
 }
 
 // A session is an open repository.
@@ -161,11 +163,14 @@ func (a *app) withRepository(ctx context.Context, p place, acc access, fn func(c
 	if err != nil {
 		return errors.Join(err, be.Close())
 	}
-	r, err := repo.Open(ctx, be, password, repo.Options{})
+	r, err := repo.Open(ctx, be, password, a.options(acc))
 	if err != nil {
 		return errors.Join(fmt.Errorf("repository %s: %w", p, err), be.Close())
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
+	if acc.locksToo {
+		return fn(ctx, &session{place: p, repo: r})
+	}
 	work := func(ctx context.Context) error {
 		s := &session{place: p, repo: r}
 		s.snapshots, s.unread = r.Snapshots(ctx)
@@ -186,6 +191,27 @@ func (a *app) withRepository(ctx context.Context, p place, acc access, fn func(c
 		return work(ctx)
 	}
 	return r.WithLock(ctx, false, work)
+}
+
+// options says how a repository is opened. Where there is no place for a
+// journal of our locks, their clocks decide which are stale.
+func (a *app) options(acc access) repo.Options {
+	opt := acc.options
+	opt.LockWait = a.wait
+	if acc.brief {
+		return opt
+	}
+	if dir, err := a.state(); err == nil {
+		opt.Journal = filepath.Join(dir, "locks")
+	}
+	said := false
+	opt.LockWaiting = func(held error) {
+		if !said {
+			a.warn("waiting up to %s: %v", a.wait, held)
+		}
+		said = true
+	}
+	return opt
 }
 
 // present returns an error unless be holds a repository: before the password

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/iot49/ide49-backup/backup"
 	"github.com/iot49/ide49-backup/backup/restorer"
@@ -391,6 +390,9 @@ func (p *part) selectBy(include, exclude []string) error {
 		return &usageError{fmt.Errorf("--exclude: %w", err)}
 	}
 	p.opt.Exclude = ex.Match
+	if own, ok := p.leftOut(); ok {
+		p.opt.Exclude = func(rel string, isDir bool) bool { return ex.Match(rel, isDir) || own.Match(rel, isDir) }
+	}
 	if len(p.paths) == 0 && len(include) == 0 {
 		return nil
 	}
@@ -410,6 +412,17 @@ func (p *part) selectBy(include, exclude []string) error {
 		return false
 	}
 	return nil
+}
+
+// leftOut returns what was left out when the snapshot was taken. That it lacks
+// those files does not mean that they were not there: --delete leaves them
+// alone. The patterns of other programs mean other things.
+func (p *part) leftOut() (*policy.Excludes, bool) {
+	if !p.opt.Delete || p.opt.Root != "" || !strings.HasPrefix(p.snapshot.ProgramVersion, "ide49-backup ") {
+		return nil, false
+	}
+	left, err := policy.NewExcludes(p.snapshot.Excludes...)
+	return left, err == nil
 }
 
 // spareRepository refuses a target in the repository, and leaves a repository
@@ -547,8 +560,10 @@ func (a *app) execute(ctx context.Context, parts []*part) error {
 		stats, err := p.plan.Execute(ctx, restorer.Observer{
 			Progress: func(st restorer.Stats) {
 				row.files.Store(int64(st.Files))
-				row.bytes.Store(int64(st.Written))
-				row.read.Store(int64(st.Written))
+				// A file counts as written when it is complete; a long
+				// one shows by what was fetched for it.
+				row.bytes.Store(int64(max(st.Written, st.Fetched)))
+				row.read.Store(int64(st.Fetched + st.Reused))
 			},
 			Warning: func(name string, err error) {
 				m.warn("%s: %v", filepath.Join(p.target, name), err)
@@ -636,13 +651,18 @@ func (a *app) showPlan(job *restoreJob, parts []*part) error {
 	if job.flags.at != "" {
 		a.say("%s means %s", printable(job.flags.at), job.moment)
 	}
-	t := newTable("Volume", "Snapshot", "Taken", ">Create", ">Replace", ">Metadata", ">Delete", ">Same", ">Fetch", "Target")
+	t := newTable("Volume", "Snapshot", "Taken", ">New", ">Replace", ">Meta", ">Delete", ">Same", ">Fetch")
 	for _, l := range lines {
-		t.add(l.Volume, l.Snapshot[:8], clock(l.Time, loc), fmt.Sprint(l.Created), fmt.Sprint(l.Replaced), fmt.Sprint(l.Metadata),
-			fmt.Sprint(l.Deleted), fmt.Sprint(l.Unchanged+l.Kept), bytesText(l.Fetch), l.Target)
+		t.add(l.Volume, l.Snapshot[:8], l.Time.Format("2006-01-02 15:04"), fmt.Sprint(l.Created), fmt.Sprint(l.Replaced), fmt.Sprint(l.Metadata),
+			fmt.Sprint(l.Deleted), fmt.Sprint(l.Unchanged+l.Kept), bytesText(l.Fetch))
 	}
 	if err := t.print(a, ""); err != nil {
 		return err
+	}
+	if job.flags.to == "" {
+		a.say("in place")
+	} else {
+		a.say("into %s", printable(job.flags.to))
 	}
 	for _, l := range lines {
 		for _, ch := range l.Changes {
@@ -661,22 +681,11 @@ func (a *app) confirm(ctx context.Context, job *restoreJob) error {
 		return nil
 	}
 	fmt.Fprint(a.stderr, "Restore this? [y/N] ")
-	// Waiting in a read could not be interrupted.
-	in := []unix.PollFd{{Fd: int32(a.stdin.(*os.File).Fd()), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(in, 100)
-		if ctx.Err() != nil {
-			fmt.Fprintln(a.stderr)
-			return ctx.Err()
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for an answer: %w", err)
-		}
-		if n > 0 {
-			break
-		}
+	line, err := bufio.NewReader(interruptible(ctx, a.stdin)).ReadString('\n')
+	if ctx.Err() != nil {
+		fmt.Fprintln(a.stderr)
+		return ctx.Err()
 	}
-	line, err := bufio.NewReader(a.stdin).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read the answer: %w", err)
 	}
@@ -732,10 +741,13 @@ func (a *app) restoreEnd(job *restoreJob, parts []*part, start time.Time) error 
 		a.say("nothing was changed")
 	default:
 		text := fmt.Sprintf("restored %s (%s) in %s", count(sum.Files, "file", "files"), bytesText(sum.Written), spanText(time.Since(start)))
+		if sum.Folders > 0 {
+			text += ", made " + count(sum.Folders, "folder", "folders")
+		}
 		for _, n := range []struct {
 			n    int
 			text string
-		}{{sum.Folders, "folders made"}, {sum.Metadata, "with other metadata only"}, {sum.Deleted, "deleted"}, {sum.Verified, "verified"}, {sum.Failed, "failed"}} {
+		}{{sum.Metadata, "with other metadata only"}, {sum.Deleted, "deleted"}, {sum.Verified, "verified"}, {sum.Failed, "failed"}} {
 			if n.n > 0 {
 				text += fmt.Sprintf(", %d %s", n.n, n.text)
 			}

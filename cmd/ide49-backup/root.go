@@ -19,8 +19,22 @@ func verbs() []func(*app) *cobra.Command {
 		(*app).restoreCommand,
 		(*app).snapshotsCommand,
 		(*app).lsCommand,
+		(*app).findCommand,
+		(*app).historyCommand,
+		(*app).diffCommand,
+		(*app).catCommand,
+		(*app).dumpCommand,
+		(*app).browseCommand,
+		(*app).copyCommand,
 		(*app).statsCommand,
 		(*app).checkCommand,
+		(*app).forgetCommand,
+		(*app).pinCommand,
+		(*app).unpinCommand,
+		(*app).tagCommand,
+		(*app).keyCommand,
+		(*app).unlockCommand,
+		(*app).recoveryKitCommand,
 		(*app).drivesCommand,
 		(*app).configCommand,
 		(*app).completionCommand,
@@ -41,6 +55,7 @@ type app struct {
 	repoName     string // a name from the configuration, or an address
 	passwordFile string
 	stateDir     string
+	wait         time.Duration
 	json         bool
 	noColor      bool
 	quiet        bool
@@ -75,7 +90,6 @@ password; 13 destination not present; 130 interrupted.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.SuggestionsMinimumDistance = 2
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(&cobra.Command{Hidden: true})
 
@@ -83,7 +97,8 @@ password; 13 destination not present; 130 interrupted.`,
 	f.StringVar(&a.configFile, "config", "", "configuration `file` (default $IDE49_BACKUP_CONFIG, else /service-config/config/backup.yaml, else /etc/ide49-backup/backup.yaml, else built in)")
 	f.StringVar(&a.repoName, "repo", "", "repository: its `name` in the configuration, or a folder")
 	f.StringVar(&a.passwordFile, "password-file", "", "`file` with the repository's password")
-	f.StringVar(&a.stateDir, "state", "", "`folder` for the device's name (default $IDE49_BACKUP_STATE, else "+defaultState+")")
+	f.StringVar(&a.stateDir, "state", "", "`folder` for the device's name and its locks (default $IDE49_BACKUP_STATE, else "+defaultState+")")
+	f.DurationVar(&a.wait, "wait", 0, "how `long` to wait for others who use the repository, as 10m")
 	f.BoolVar(&a.json, "json", false, "print JSON: one document, or lines while something goes on")
 	f.BoolVar(&a.noColor, "no-color", false, "no colours (also by $NO_COLOR)")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print warnings and errors only")
@@ -95,6 +110,7 @@ password; 13 destination not present; 130 interrupted.`,
 		})
 	}
 	complete(root, "state", completeFolders)
+	complete(root, "wait", words("1m", "10m", "1h"))
 
 	for _, verb := range verbs() {
 		root.AddCommand(verb(a))
@@ -108,6 +124,7 @@ func group(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
 	}
+	cmd.SuggestionsMinimumDistance = 2
 	hint := fmt.Sprintf("see `%s --help`", cmd.CommandPath())
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		hint = fmt.Sprintf("did you mean `%s`?", near[0])

@@ -3,46 +3,47 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math"
-	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/iot49/ide49-backup/backup"
-	"github.com/iot49/ide49-backup/backup/repo"
+	"github.com/iot49/ide49-backup/backup/browse"
 )
 
 func (a *app) statsCommand() *cobra.Command {
-	return &cobra.Command{
+	var runs bool
+	cmd := &cobra.Command{
 		Use:   "stats",
-		Short: "Show sizes, deduplication and compression",
+		Short: "Show sizes, deduplication, compression and growth",
 		Long: `Shows how much the snapshots hold (the sum of their files), how much of that is
-different, and how much space it takes in the repository.`,
-		Example:           "  ide49-backup stats\n  ide49-backup stats --json",
+different, how much space it takes in the repository, and what each volume added.`,
+		Example:           "  ide49-backup stats\n  ide49-backup stats --runs\n  ide49-backup stats --json",
 		Args:              positional(cobra.NoArgs),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.config()
-			if err != nil {
-				return err
-			}
-			p, err := a.place(cfg, a.repoName)
-			if err != nil {
-				return err
-			}
-			return a.withRepository(cmd.Context(), p, access{index: true}, func(ctx context.Context, s *session) error {
-				st, err := newStatistics(ctx, s)
-				if err != nil {
-					return err
-				}
-				if a.json {
-					return a.printJSON(st)
-				}
-				return st.print(a)
-			})
-		},
 	}
+	cmd.Flags().BoolVar(&runs, "runs", false, "show what each snapshot added")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := a.config()
+		if err != nil {
+			return err
+		}
+		p, err := a.place(cfg, a.repoName)
+		if err != nil {
+			return err
+		}
+		return a.withRepository(cmd.Context(), p, access{readOnly: true, brief: true, index: true}, func(ctx context.Context, s *session) error {
+			st, err := browse.New(s.repo, browse.Options{}).Stats(ctx, s.snapshots)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(newStatistics(s.place, st, cfg.Location()))
+			}
+			return a.printStats(s.place, st, runs, cfg.Location())
+		})
+	}
+	return cmd
 }
 
 type statistics struct {
@@ -51,133 +52,76 @@ type statistics struct {
 	Logical     uint64             `json:"bytes_logical"` // of the files in all snapshots
 	Unique      uint64             `json:"bytes_unique"`  // of all blobs, before compression
 	Stored      uint64             `json:"bytes_stored"`  // of all blobs in packs
-	Blobs       uint64             `json:"blobs"`
+	Blobs       int                `json:"blobs"`
 	Packs       int                `json:"packs"`
 	Dedup       float64            `json:"deduplication_ratio"` // logical by unique
 	Compression float64            `json:"compression_ratio"`   // unique by stored
-	Ratio       float64            `json:"ratio"`               // logical by stored
 	Volumes     []volumeStatistics `json:"volumes"`
 }
 
 type volumeStatistics struct {
-	Device    string `json:"device"`
-	Volume    string `json:"volume"`
-	Snapshots int    `json:"snapshots"`
-	Logical   uint64 `json:"bytes_logical"`
-	Files     uint64 `json:"files_newest"`
-	Newest    uint64 `json:"bytes_newest"`
-	// Added is what the snapshots stored that say so; those of old versions
-	// of restic do not.
-	Added uint64 `json:"bytes_added"`
+	Device string         `json:"device"`
+	Volume string         `json:"volume"`
+	Runs   []runStatistic `json:"runs"`
 }
 
-func newStatistics(ctx context.Context, s *session) (*statistics, error) {
-	st := &statistics{Repository: s.place.String(), Snapshots: len(s.snapshots)}
-	for _, blobs := range s.repo.Index().Packs() {
-		st.Packs++
-		for _, b := range blobs {
-			st.Blobs++
-			st.Unique += uint64(b.PlainLength())
-			st.Stored += uint64(b.Length)
-		}
-	}
-	byVolume := map[[2]string]*volumeStatistics{}
-	sizes := treeSizes{repo: s.repo, known: map[backup.ID]size{}}
-	for _, sn := range s.snapshots { // oldest first
-		key := [2]string{sn.Hostname, sn.Volume()}
-		v := byVolume[key]
-		if v == nil {
-			v = &volumeStatistics{Device: key[0], Volume: key[1]}
-			byVolume[key] = v
-		}
-		var sz size
-		if sum := sn.Summary; sum != nil {
-			sz = size{sum.TotalFilesProcessed, sum.TotalBytesProcessed}
-			v.Added += sum.DataAddedPacked
-		} else {
-			var err error
-			if sz, err = sizes.of(ctx, *sn.Tree, 0); err != nil {
-				return nil, fmt.Errorf("snapshot %s: %w", sn.ID.Short(), err)
-			}
-		}
-		v.Snapshots++
-		v.Files, v.Newest = sz.files, sz.bytes
-		v.Logical = plus(v.Logical, sz.bytes)
-		st.Logical = plus(st.Logical, sz.bytes)
-	}
-	st.Volumes = []volumeStatistics{}
-	for _, key := range slices.SortedFunc(maps.Keys(byVolume), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
-		st.Volumes = append(st.Volumes, *byVolume[key])
-	}
-	st.Dedup, st.Compression, st.Ratio = ratio(st.Logical, st.Unique), ratio(st.Unique, st.Stored), ratio(st.Logical, st.Stored)
-	return st, nil
+type runStatistic struct {
+	Snapshot string    `json:"snapshot"`
+	Time     time.Time `json:"time"`
+	Files    uint64    `json:"files"`
+	Bytes    uint64    `json:"bytes"`
+	Added    uint64    `json:"bytes_added"`
+	Stored   uint64    `json:"bytes_stored"`
+	// Computed says that the snapshot does not tell what it added: it is what
+	// no older one holds.
+	Computed bool `json:"computed,omitempty"`
 }
 
-// plus adds without running over: sizes come from the repository.
-func plus(a, b uint64) uint64 {
-	if a > math.MaxUint64-b {
-		return math.MaxUint64
+func newStatistics(p place, st *browse.Stats, loc *time.Location) statistics {
+	out := statistics{
+		Repository: p.String(), Snapshots: st.Snapshots, Logical: st.Logical, Unique: st.Plain, Stored: st.Stored, Blobs: st.Blobs, Packs: st.Packs,
+		Dedup: hundredths(st.Deduplication()), Compression: hundredths(st.Compression()), Volumes: []volumeStatistics{},
 	}
-	return a + b
-}
-
-func ratio(a, b uint64) float64 {
-	if b == 0 {
-		return 1
-	}
-	return math.Round(float64(a)/float64(b)*100) / 100
-}
-
-type size struct{ files, bytes uint64 }
-
-// treeSizes adds up trees, each different one once.
-type treeSizes struct {
-	repo  *repo.Repo
-	known map[backup.ID]size
-}
-
-func (t *treeSizes) of(ctx context.Context, id backup.ID, depth int) (size, error) {
-	if sz, ok := t.known[id]; ok {
-		return sz, nil
-	}
-	if depth > maxDepth {
-		return size{}, fmt.Errorf("folders are nested too deep: %w", repo.ErrDamaged)
-	}
-	tree, err := t.repo.Tree(ctx, id)
-	if err != nil {
-		return size{}, err
-	}
-	var sum size
-	for _, n := range tree.Nodes {
-		switch n.Type {
-		case backup.Dir:
-			sub, err := t.of(ctx, n.Subtree, depth+1)
-			if err != nil {
-				return sum, err
-			}
-			sum.files, sum.bytes = plus(sum.files, sub.files), plus(sum.bytes, sub.bytes)
-		case backup.File:
-			sum.files, sum.bytes = plus(sum.files, 1), plus(sum.bytes, n.Size)
-		}
-	}
-	t.known[id] = sum
-	return sum, nil
-}
-
-func (st *statistics) print(a *app) error {
-	t := newTable("Device", "Volume", ">Snapshots", ">Files", ">Newest", ">All snapshots", ">Stored")
 	for _, v := range st.Volumes {
-		t.add(v.Device, v.Volume, fmt.Sprint(v.Snapshots), fmt.Sprint(v.Files), bytesText(v.Newest), bytesText(v.Logical), bytesText(v.Added))
+		vs := volumeStatistics{Device: v.Host, Volume: v.Volume}
+		for _, r := range v.Runs {
+			vs.Runs = append(vs.Runs, runStatistic{r.ID.String(), r.Time.In(loc), r.Files, r.Bytes, r.Added, r.Stored, r.Computed})
+		}
+		out.Volumes = append(out.Volumes, vs)
+	}
+	return out
+}
+
+func hundredths(f float64) float64 { return math.Round(f*100) / 100 }
+
+func (a *app) printStats(p place, st *browse.Stats, runs bool, loc *time.Location) error {
+	t := newTable("Device", "Volume", ">Snapshots", ">Files", ">Newest", ">Added", ">Stored")
+	for _, v := range st.Volumes {
+		newest := v.Runs[len(v.Runs)-1]
+		added, stored := v.Added()
+		t.add(v.Host, v.Volume, fmt.Sprint(len(v.Runs)), fmt.Sprint(newest.Files), bytesText(newest.Bytes), bytesText(added), bytesText(stored))
 	}
 	if err := t.print(a, ""); err != nil {
 		return err
 	}
+	for _, v := range st.Volumes {
+		if !runs {
+			break
+		}
+		a.say("\n%s of %s", printable(v.Volume), printable(v.Host))
+		t := newTable("Snapshot", "Time", ">Files", ">Size", ">Added", ">Stored")
+		for _, r := range v.Runs {
+			t.add(r.ID.Short(), clock(r.Time, loc), fmt.Sprint(r.Files), bytesText(r.Bytes), bytesText(r.Added), bytesText(r.Stored))
+		}
+		if err := t.print(a, "  "); err != nil {
+			return err
+		}
+	}
 	a.say("")
-	a.say("%s in %s", count(st.Snapshots, "snapshot", "snapshots"), printable(st.Repository))
+	a.say("%s in %s", count(st.Snapshots, "snapshot", "snapshots"), printable(p.String()))
 	a.say("all snapshots    %11s", bytesText(st.Logical))
-	a.say("different        %11s  deduplication %.2f : 1", bytesText(st.Unique), st.Dedup)
-	a.say("stored           %11s  compression %.2f : 1, in %s and %s", bytesText(st.Stored), st.Compression,
+	a.say("different        %11s  deduplication %.2f : 1", bytesText(st.Plain), st.Deduplication())
+	a.say("stored           %11s  compression %.2f : 1, in %s and %s", bytesText(st.Stored), st.Compression(),
 		count(st.Packs, "pack", "packs"), count(st.Blobs, "blob", "blobs"))
-	a.say("in all                        %.2f : 1", st.Ratio)
 	return nil
 }

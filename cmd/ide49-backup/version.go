@@ -9,11 +9,18 @@ import (
 )
 
 // program is how snapshots name what made them.
-func program() string { return "ide49-backup " + version() }
+func program() string { return "ide49-backup " + programVersion() }
 
-// version returns the module's version that the build recorded: a tag, or one
-// that the Go tool derives from the commit.
-func version() string {
+// version is set by the linker (make build) and nobody else.
+var version string
+
+// programVersion returns the version that the linker was given, else the
+// module's that the build recorded: a tag, or one that the Go tool derives from
+// the commit.
+func programVersion() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
 		return "devel"
@@ -33,7 +40,7 @@ func (a *app) versionCommand() *cobra.Command {
 				Go      string `json:"go"`
 				System  string `json:"system"`
 				Format  int    `json:"repository_format"`
-			}{version(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, 2}
+			}{programVersion(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, 2}
 			if a.json {
 				return a.printJSON(v)
 			}

@@ -36,7 +36,8 @@ const (
 // Options say how files are made.
 type Options struct {
 	// GroupAccess lets the folder's group read files (0440 instead of 0400)
-	// and use folders (0770 instead of 0700).
+	// and use folders (0770 instead of 0700). Open finds out by itself
+	// whether a repository was made so: by the mode of its folder.
 	GroupAccess bool
 	// ReadOnly refuses Put and Delete, and touches nothing.
 	ReadOnly bool
@@ -74,12 +75,21 @@ func Open(dir string, opt Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open repository folder %s: %w", dir, plain(err))
 	}
+	info, err := root.Stat(".")
+	if err != nil {
+		root.Close()
+		return nil, fmt.Errorf("open repository folder %s: %w", dir, plain(err))
+	}
+	opt.GroupAccess = opt.GroupAccess || info.Mode()&groupWrite != 0
 	s := &Store{root: root, opt: opt}
 	if !opt.ReadOnly {
 		s.sweep()
 	}
 	return s, nil
 }
+
+// groupWrite is what a repository's folder has if its group may use it.
+const groupWrite = 0o020
 
 // Create makes the folders of a new repository in dir and opens it. The
 // folder's parent must exist; dir itself must be absent, empty, or hold only
@@ -91,6 +101,14 @@ func Create(dir string, opt Options) (*Store, error) {
 		return nil, fmt.Errorf("make repository folder %s: %w", dir, plain(err))
 	}
 	made := err == nil
+	if made {
+		// Whatever the umask is: the mode of the folder is what says who
+		// may use the repository.
+		err = os.Chmod(dir, opt.dirMode())
+		if err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, errors.ErrUnsupported) {
+			return nil, fmt.Errorf("make repository folder %s: %w", dir, plain(err))
+		}
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("make repository folder %s: %w", dir, plain(err))
@@ -137,11 +155,20 @@ func (s *Store) lay(made bool) error {
 	return nil
 }
 
+// mkdir makes a folder below the repository, with its mode whatever the umask
+// is, unless it is there.
 func (s *Store) mkdir(name string) error {
-	if err := s.root.Mkdir(name, s.opt.dirMode()); err != nil && !errors.Is(err, fs.ErrExist) {
-		return plain(err)
+	err := s.root.Mkdir(name, s.opt.dirMode())
+	if errors.Is(err, fs.ErrExist) {
+		return nil
 	}
-	return nil
+	if err == nil {
+		err = s.root.Chmod(name, s.opt.dirMode())
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, errors.ErrUnsupported) {
+			err = nil // FAT and some network file systems have no modes
+		}
+	}
+	return plain(err)
 }
 
 // Put implements backend.Backend.
@@ -429,6 +456,9 @@ func flock(f *os.File) error {
 // plain strips the path from a file error, as the caller names the object, and
 // marks a full disk.
 func plain(err error) error {
+	if err == nil {
+		return nil
+	}
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err
 	} else if e, ok := errors.AsType[*os.LinkError](err); ok {

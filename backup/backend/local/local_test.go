@@ -75,11 +75,15 @@ func TestCreate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		s.Close()
+		if s, err = local.Open(dir, local.Options{}); err != nil { // finds out by itself
+			t.Fatal(err)
+		}
 		k := put(t, s, []byte("x"))
 		s.Close()
 		wantDir, wantFile := fs.FileMode(0o700), fs.FileMode(0o400)
 		if group {
-			wantDir, wantFile = 0o750, 0o440 // less the umask 022
+			wantDir, wantFile = 0o770, 0o440
 		}
 		for name, want := range map[string]fs.FileMode{"": wantDir, "data": wantDir, "data/3f": wantDir, "keys": wantDir, k.Path(): wantFile} {
 			info, err := os.Stat(filepath.Join(dir, name))
