@@ -171,7 +171,7 @@ func (c *Client) Close() error {
 
 const (
 	firstBackoff = 100 * time.Millisecond
-	maxBackoff   = 30 * time.Second
+	maxBackoff   = 10 * time.Second
 	// Servers lock an account after a few wrong passwords.
 	loginBackoff    = time.Minute
 	maxLoginBackoff = 30 * time.Minute

@@ -44,15 +44,16 @@ func (sh *Share) Open(ctx context.Context, name string, flag int) (*File, error)
 	if flag&^known != 0 {
 		return nil, &Error{Op: "open", Target: target(sh.c.opt.Server, sh.name, name), Kind: errors.ErrUnsupported, Err: fmt.Errorf("flag %#x", flag&^known)}
 	}
-	f, err := sh.open(ctx, "open", name, flag)
+	stat := flag&os.O_EXCL == 0 // what is new is empty
+	f, err := sh.open(ctx, "open", name, flag, stat)
 	if flag&(os.O_CREATE|os.O_TRUNC) == 0 && errors.Is(err, ErrConnectionLost) {
-		f, err = sh.open(ctx, "open", name, flag)
+		f, err = sh.open(ctx, "open", name, flag, stat)
 	}
 	sh.c.note(err)
 	return f, err
 }
 
-func (sh *Share) open(ctx context.Context, op, name string, flag int) (*File, error) {
+func (sh *Share) open(ctx context.Context, op, name string, flag int, stat bool) (*File, error) {
 	where := target(sh.c.opt.Server, sh.name, name)
 	p, err := encodePath(name)
 	if err != nil {
@@ -67,23 +68,25 @@ func (sh *Share) open(ctx context.Context, op, name string, flag int) (*File, er
 		release()
 		return nil, fail(op, where, err)
 	}
-	f := &File{sh: sh, path: name, s: s, release: release}
+	f := &File{sh: sh, path: name, s: s, release: release, info: Info{Name: path.Base(name)}}
 	err = s.run(ctx, 16, sh.c.opt.MetaTimeout, func() error {
 		file, err := t.OpenFile(p, flag, 0o666)
 		if err != nil {
 			return err
 		}
 		forget(file)
+		f.f = file
+		if !stat {
+			return nil
+		}
 		st, err := file.Stat()
 		if err == nil {
 			f.info, err = infoOf(st, path.Base(name))
 		}
 		if err != nil {
 			_ = file.Close() // the first error counts
-			return err
 		}
-		f.f = file
-		return nil
+		return err
 	})
 	if err != nil {
 		release()
@@ -92,7 +95,8 @@ func (sh *Share) open(ctx context.Context, op, name string, flag int) (*File, er
 	return f, nil
 }
 
-// Info describes the file as it was when it was opened.
+// Info describes the file as it was when it was opened. Of one that was opened
+// with O_EXCL it holds nothing but the name.
 func (f *File) Info() Info { return f.info }
 
 // Path returns the path that the file was opened by.

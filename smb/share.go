@@ -164,7 +164,7 @@ func (sh *Share) ReadDir(ctx context.Context, name string) (infos []Info, err er
 
 func (sh *Share) readDir(ctx context.Context, name string) (infos []Info, err error) {
 	where := target(sh.c.opt.Server, sh.name, name)
-	f, err := sh.open(ctx, "list", name, os.O_RDONLY)
+	f, err := sh.open(ctx, "list", name, os.O_RDONLY, true)
 	if err != nil {
 		return nil, err
 	}
@@ -311,7 +311,7 @@ func mulCapped(a, b uint64) uint64 {
 // Samba syncs the folder to its disk. Servers that refuse are taken to do it
 // anyway.
 func (sh *Share) SyncDir(ctx context.Context, name string) error {
-	f, err := sh.open(ctx, "sync", name, os.O_RDWR)
+	f, err := sh.open(ctx, "sync", name, os.O_RDWR, false)
 	if err != nil {
 		if noSync(err) {
 			return nil
