@@ -34,11 +34,12 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/iot49/ide49-backup/mounts"
 	"github.com/iot49/ide49-backup/smb"
 )
 
 // FSType is the type of the file system in the mount table.
-const FSType = "fuse.ide49-smb"
+const FSType = mounts.HomeFSType
 
 // Options say how the share appears.
 type Options struct {
@@ -51,6 +52,21 @@ type Options struct {
 	Private bool
 	// Source is shown in the mount table; empty: //server/share/folder.
 	Source string
+}
+
+func (o *Options) complete(source string) {
+	if o.FileMode == 0 {
+		o.FileMode = 0o700
+	}
+	if o.DirMode == 0 {
+		o.DirMode = 0o700
+	}
+	if o.Cache <= 0 {
+		o.Cache = time.Second
+	}
+	if o.Source == "" {
+		o.Source = source
+	}
 }
 
 // A Mount is a share that is mounted. Its memory holds at most 4 MiB per file
@@ -77,18 +93,7 @@ type Mount struct {
 
 // New mounts folder dir of a share at the folder at, which must exist.
 func New(sh *smb.Share, dir, at string, opt Options) (*Mount, error) {
-	if opt.FileMode == 0 {
-		opt.FileMode = 0o700
-	}
-	if opt.DirMode == 0 {
-		opt.DirMode = 0o700
-	}
-	if opt.Cache <= 0 {
-		opt.Cache = time.Second
-	}
-	if opt.Source == "" {
-		opt.Source = smb.Location{Server: sh.Client().Server(), Share: sh.Name(), Path: dir}.String()
-	}
+	opt.complete(smb.Location{Server: sh.Client().Server(), Share: sh.Name(), Path: dir}.String())
 	m := &Mount{sh: sh, dir: path.Clean(dir), at: at, opt: opt, open: make(map[*node]struct{})}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if info, err := sh.Stat(m.ctx, m.dir); err != nil {
