@@ -453,7 +453,7 @@ func containsAny(s, chars string) bool {
 // FuzzLocation checks that no address leads out of a share or keeps a
 // password.
 func FuzzLocation(f *testing.F) {
-	for _, s := range []string{"smb://nas/share/a/b", "//nas/share", "smb://u@nas:445/s", "smb://u:p@nas/s", "//nas/s/../..", "smb://nas", "//[::1]:445/s/x"} {
+	for _, s := range []string{"smb://nas/share/a/b", "//nas/share", "smb://u@nas:445/s", "smb://u:p@nas/s", "//nas/s/../..", "smb://nas", "//[::1]:445/s/x", "//0/..#"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -43,7 +43,7 @@ func ParseLocation(s string) (Location, error) {
 		return bad(errors.New("a password does not belong into an address; use password_file"))
 	}
 	share, folder, _ := strings.Cut(strings.Trim(u.Path, "/"), "/")
-	if share == "" {
+	if _, ok := decodeName(share); !ok {
 		return bad(errors.New("the name of the share is missing; want smb://server/share/folder"))
 	}
 	if folder = path.Clean(folder); !fs.ValidPath(folder) {
