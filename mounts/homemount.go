@@ -60,7 +60,7 @@ func (h *Home) keepLocal() (fs.FileInfo, error) {
 		return nil, fmt.Errorf("local home: %w", err)
 	}
 	if len(entries) > 0 {
-		return nil, fmt.Errorf("local home: %s holds other files than %s; mount the same volume at both, or choose another local:", h.cfg.Local, h.cfg.Path)
+		return nil, fmt.Errorf("local home: %s holds other files than %s; mount the same volume at both, or choose another folder as local", h.cfg.Local, h.cfg.Path)
 	}
 	if err := unix.Mount(h.cfg.Path, h.cfg.Local, "", unix.MS_BIND, ""); err != nil {
 		return nil, fmt.Errorf("binding the local home %s to %s: %w", h.cfg.Path, h.cfg.Local, err)

@@ -13,7 +13,8 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
-	"golang.org/x/crypto/md4" //nolint:staticcheck // NTLM's hash of a password is defined with MD4
+	//lint:ignore SA1019 NTLM's hash of a password is defined with MD4
+	"golang.org/x/crypto/md4"
 )
 
 // Credentials name a user and say where the password comes from. Exactly one

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -248,52 +247,9 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// namespace makes a network namespace whose only link to this one can be cut.
-type namespace struct {
-	t          *testing.T
-	name, link string
-	address    string
-}
-
-func newNamespace(t *testing.T) *namespace {
-	t.Helper()
-	if _, err := exec.LookPath("ip"); err != nil {
-		t.Fatal("ip is missing: apt-get install iproute2")
-	}
-	id := os.Getpid() % 60000
-	n := &namespace{t: t, name: fmt.Sprintf("smbt%d", id), link: fmt.Sprintf("smbt%da", id)}
-	// 198.18.0.0/15 is for tests of networks; /30 for each process.
-	net4 := func(host int) string {
-		v := id*4 + host
-		return fmt.Sprintf("198.%d.%d.%d", 18+v>>16&1, v>>8&255, v&255)
-	}
-	n.address = net4(2)
-	n.ip("netns", "add", n.name)
-	t.Cleanup(func() { n.ip("netns", "del", n.name) })
-	n.ip("link", "add", n.link, "type", "veth", "peer", "name", "eth0", "netns", n.name)
-	n.ip("addr", "add", net4(1)+"/30", "dev", n.link)
-	n.ip("link", "set", n.link, "up")
-	n.ip("-n", n.name, "addr", "add", n.address+"/30", "dev", "eth0")
-	n.ip("-n", n.name, "link", "set", "eth0", "up")
-	n.ip("-n", n.name, "link", "set", "lo", "up")
-	return n
-}
-
-func (n *namespace) ip(args ...string) {
-	n.t.Helper()
-	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-		n.t.Fatalf("ip %q (needs root): %v: %s", args, err, out)
-	}
-}
-
-// cut makes all packets vanish without a word, as a pulled cable behind a
-// switch does.
-func (n *namespace) cut()  { n.ip("-n", n.name, "link", "set", "eth0", "down") }
-func (n *namespace) mend() { n.ip("-n", n.name, "link", "set", "eth0", "up") }
-
 func TestNetworkCut(t *testing.T) {
-	n := newNamespace(t)
-	s := smbtest.Start(t, smbtest.InNamespace(n.name, n.address))
+	n := smbtest.NewNamespace(t)
+	s := smbtest.Start(t, smbtest.InNamespace(n.Name, n.Address))
 	o := options(s)
 	o.DialTimeout, o.MetaTimeout, o.DataTimeout = time.Second, time.Second, time.Second
 	sh := newShare(t, newClient(t, o), smbtest.RW)
@@ -302,7 +258,7 @@ func TestNetworkCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.cut()
+	n.Cut()
 	within(t, 4*time.Second, "calls without a network", func() {
 		if err := f.WriteAt(t.Context(), make([]byte, 8<<20), 0); !errors.Is(err, smb.ErrStale) {
 			t.Errorf("WriteAt: %v, want ErrStale", err)
@@ -311,7 +267,7 @@ func TestNetworkCut(t *testing.T) {
 			t.Errorf("Stat: %v, want ErrUnreachable", err)
 		}
 	})
-	n.mend()
+	n.Mend()
 	within(t, 5*time.Second, "coming back", func() {
 		for {
 			if _, err := sh.Stat(t.Context(), "x"); err == nil {

@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"strings"
 	"sync"
@@ -77,7 +78,7 @@ type Mount struct {
 	at     string // on this machine
 	opt    Options
 	server *fuse.Server
-	ctx    context.Context
+	ctx    context.Context // ends with the file system
 	cancel context.CancelFunc
 
 	// tree guards where nodes are. Whoever uses a path holds it for reading
@@ -132,7 +133,24 @@ func New(sh *smb.Share, dir, at string, opt Options) (*Mount, error) {
 		return nil, fmt.Errorf("mount %s at %s: %w", opt.Source, at, err)
 	}
 	m.server = server
+	m.readAhead()
+	go func() { // lives as long as the file system does
+		server.Wait()
+		m.cancel()
+	}()
 	return m, nil
+}
+
+// readAhead lets the kernel read further ahead than the 128 KiB that it allows
+// file systems in user space, so that several requests are under way. Where
+// /sys can't be written to, reading is slower and that is all.
+func (m *Mount) readAhead() {
+	var st unix.Stat_t
+	if err := unix.Stat(m.at, &st); err != nil {
+		return
+	}
+	name := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)))
+	_ = os.WriteFile(name, []byte("4096"), 0)
 }
 
 // Point returns the folder where the share is mounted.
@@ -140,29 +158,28 @@ func (m *Mount) Point() string { return m.at }
 
 // Unmount sends what is still buffered and unmounts. A file system in use is
 // an error that matches [unix.EBUSY], unless lazy is set: then it vanishes from
-// the tree at once, and ends when its last file is closed.
+// the tree at once. It is served until its last user is gone, which may be
+// another container that has a copy of the mount.
 func (m *Mount) Unmount(lazy bool) error {
 	flushErr := m.flushAll()
+	flags := unix.UMOUNT_NOFOLLOW
 	if lazy {
-		if err := unix.Unmount(m.at, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", m.at, err)
-		}
-	} else if err := unix.Unmount(m.at, unix.UMOUNT_NOFOLLOW); err != nil {
+		flags |= unix.MNT_DETACH
+	}
+	if err := unix.Unmount(m.at, flags); err != nil {
 		return fmt.Errorf("unmount %s: %w", m.at, err)
 	}
-	if !lazy {
-		m.server.Wait()
-		m.cancel()
+	// As a rule it ends with this, and nothing uses the client afterwards.
+	select {
+	case <-m.ctx.Done():
+	case <-time.After(time.Second):
 	}
 	return flushErr
 }
 
 // Wait returns when the file system is no longer mounted, by whomever, and
 // nobody uses it any more.
-func (m *Mount) Wait() {
-	m.server.Wait()
-	m.cancel()
-}
+func (m *Mount) Wait() { <-m.ctx.Done() }
 
 func (m *Mount) flushAll() error {
 	m.tree.RLock()
