@@ -231,6 +231,9 @@ func fail(op, target string, err error) error {
 // has the server's own.
 var errServer = errors.New("the server refuses")
 
+// errServerClosed stands for the io.EOF of a connection.
+var errServerClosed = errors.New("the server closed it")
+
 // innermost strips the library's PathError and LinkError, which repeat the
 // operation and the path in the server's notation.
 func innermost(err error) error {
@@ -241,6 +244,9 @@ func innermost(err error) error {
 		case *os.LinkError:
 			err = e.Err
 		case *smb2.TransportError:
+			if errors.Is(e.Err, io.EOF) || errors.Is(e.Err, io.ErrUnexpectedEOF) {
+				return errServerClosed // not the end of a file
+			}
 			err = e.Err
 		default:
 			return err

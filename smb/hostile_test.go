@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	hostileRounds = flag.Int("hostile", 25, "rounds with a hostile server")
+	hostileRounds = flag.Int("hostile", 12, "rounds with a hostile server")
 	hostileSeed   = flag.Uint64("hostile-seed", 1, "seed of the hostile server")
 )
 

@@ -137,6 +137,15 @@ func (w *wire) state() negotiated {
 	return w.info
 }
 
+// broken says that the connection is lost. Its cause is io.EOF when the server
+// closed it, which must not be taken for the end of a file.
+func broken(cause error) error {
+	if errors.Is(cause, io.EOF) || errors.Is(cause, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %w", ErrConnectionLost, errServerClosed)
+	}
+	return fmt.Errorf("%w: %w", ErrConnectionLost, cause)
+}
+
 // Read serves the library, which reads a length of four bytes, and then the
 // packet with one call of that size.
 func (w *wire) Read(p []byte) (int, error) {
@@ -147,7 +156,7 @@ func (w *wire) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		if _, err := io.ReadFull(w.in, p); err != nil {
-			w.give(fmt.Errorf("%w: %w", ErrConnectionLost, err))
+			w.give(broken(err))
 			return 0, err
 		}
 		n := int(binary.BigEndian.Uint32(p))
@@ -166,7 +175,7 @@ func (w *wire) Read(p []byte) (int, error) {
 	}
 	w.expect = 0
 	if _, err := io.ReadFull(w.in, p); err != nil {
-		w.give(fmt.Errorf("%w: %w", ErrConnectionLost, err))
+		w.give(broken(err))
 		return 0, err
 	}
 	if err := w.incoming(p); err != nil {
@@ -341,7 +350,7 @@ func (w *wire) Write(p []byte) (int, error) {
 	}
 	buffers := net.Buffers{w.header[:], p}
 	if _, err := buffers.WriteTo(w.Conn); err != nil {
-		w.give(fmt.Errorf("%w: %w", ErrConnectionLost, err))
+		w.give(broken(err))
 		return 0, err
 	}
 	return len(p), nil

@@ -83,6 +83,7 @@ func TestPOSIX(t *testing.T) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			at, _ := mount(t, s, nil)
 			posixtest.All[name](t, at)
 		})
