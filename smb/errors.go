@@ -52,8 +52,11 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	if e.Err == nil || errors.Is(e.Err, e.Kind) {
+	switch {
+	case e.Err == nil:
 		return fmt.Sprintf("%s %s: %v", e.Op, e.Target, e.Kind)
+	case errors.Is(e.Err, e.Kind): // its text has the kind's
+		return fmt.Sprintf("%s %s: %v", e.Op, e.Target, e.Err)
 	}
 	return fmt.Sprintf("%s %s: %v (%v)", e.Op, e.Target, e.Kind, e.Err)
 }

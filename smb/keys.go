@@ -65,8 +65,8 @@ func (t *transcript) finish(d Dialect, ccm bool) (*keys, error) {
 		if len(t.auth) < at+8 {
 			return nil
 		}
-		n, off := int(binary.LittleEndian.Uint16(t.auth[at:])), int(binary.LittleEndian.Uint32(t.auth[at+4:]))
-		if off > len(t.auth) || n > len(t.auth)-off {
+		n, off := uint64(binary.LittleEndian.Uint16(t.auth[at:])), uint64(binary.LittleEndian.Uint32(t.auth[at+4:]))
+		if off+n > uint64(len(t.auth)) {
 			return nil
 		}
 		return t.auth[off : off+n]

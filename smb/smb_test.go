@@ -21,15 +21,12 @@ import (
 	"github.com/iot49/ide49-backup/smb/smbtest"
 )
 
-// options returns what a test needs to use a server, with limits short enough
-// to wait for.
+// options returns what a test needs to use a server. The limits are the usual
+// ones, as the machine may be busy; tests of failures set their own.
 func options(s *smbtest.Server) smb.Options {
 	return smb.Options{
 		Server:      s.Addr(),
 		Credentials: smb.Credentials{Username: smbtest.User, Password: smbtest.Password},
-		DialTimeout: 3 * time.Second,
-		MetaTimeout: 3 * time.Second,
-		DataTimeout: 3 * time.Second,
 	}
 }
 

@@ -32,9 +32,6 @@ func mount(t testing.TB, s *smbtest.Server, change func(*smb.Options)) (at, behi
 	o := smb.Options{
 		Server:      s.Addr(),
 		Credentials: smb.Credentials{Username: smbtest.User, Password: smbtest.Password},
-		DialTimeout: time.Second,
-		MetaTimeout: 2 * time.Second,
-		DataTimeout: 3 * time.Second,
 	}
 	if change != nil {
 		change(&o)
@@ -64,6 +61,11 @@ func mount(t testing.TB, s *smbtest.Server, change func(*smb.Options)) (at, behi
 		}
 	})
 	return at, filepath.Join(s.Path(smbtest.RW), dir)
+}
+
+// quick makes failures of the server show soon.
+func quick(o *smb.Options) {
+	o.DialTimeout, o.MetaTimeout, o.DataTimeout = time.Second, 2*time.Second, 3*time.Second
 }
 
 // TestPOSIX runs go-fuse's tests of file systems. Those left out need what
@@ -453,7 +455,7 @@ func TestAway(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := smbtest.Start(t)
-			at, behind := mount(t, s, nil)
+			at, behind := mount(t, s, quick)
 			name := filepath.Join(at, "x")
 			f, err := os.Create(name)
 			if err != nil {

@@ -27,9 +27,6 @@ func share(t testing.TB, s *smbtest.Server, name string, change func(*smb.Option
 	o := smb.Options{
 		Server:      s.Addr(),
 		Credentials: smb.Credentials{Username: smbtest.User, Password: smbtest.Password},
-		DialTimeout: 2 * time.Second,
-		MetaTimeout: 2 * time.Second,
-		DataTimeout: 2 * time.Second,
 	}
 	if change != nil {
 		change(&o)
@@ -214,7 +211,9 @@ func TestSweep(t *testing.T) {
 // that was stored is missing or damaged.
 func TestFaults(t *testing.T) {
 	srv := smbtest.Start(t)
-	sh := share(t, srv, smbtest.RW, nil)
+	sh := share(t, srv, smbtest.RW, func(o *smb.Options) {
+		o.DialTimeout, o.MetaTimeout, o.DataTimeout = 2*time.Second, 2*time.Second, 2*time.Second
+	})
 	rounds := 6
 	waits := 0
 	s := create(t, sh, "r", store.Options{Patience: time.Minute, Waiting: func(string, error, time.Duration) { waits++ }})
@@ -224,8 +223,8 @@ func TestFaults(t *testing.T) {
 	defer cancel()
 
 	for round := range rounds {
-		done := make(chan error, 1)
-		go func() { done <- work(ctx, s, rng.Uint64(), want) }()
+		done, seed := make(chan error, 1), rng.Uint64()
+		go func() { done <- work(ctx, s, seed, want) }()
 		pause := time.Duration(rng.IntN(150)) * time.Millisecond
 		timer := time.NewTimer(pause)
 		select {
