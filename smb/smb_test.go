@@ -113,7 +113,7 @@ func TestDialectsAndEncryption(t *testing.T) {
 				if err != nil || info.Dialect != tc.dialect || info.Sealed != encrypt {
 					t.Fatalf("Connect with encrypt %v = %+v, %v; want %v", encrypt, info, err, tc.dialect)
 				}
-				data := randomBytes(3<<20 + 17)
+				data := randomBytes(1<<20 + 17)
 				sh := newShare(t, c, smbtest.RW)
 				put(t, sh, "x", data)
 				if !bytes.Equal(get(t, sh, "x"), data) {
@@ -500,9 +500,9 @@ func TestFiles(t *testing.T) {
 		var wg sync.WaitGroup
 		for g := range 16 {
 			wg.Go(func() {
-				data := bytes.Repeat([]byte{byte(g + 1)}, 2<<20+g)
+				data := bytes.Repeat([]byte{byte(g + 1)}, 1<<20+g)
 				name := fmt.Sprintf("p%d", g)
-				for range 3 {
+				for range 2 {
 					put(t, sh, name, data)
 					if !bytes.Equal(get(t, sh, name), data) {
 						t.Errorf("%s differs", name)

@@ -282,9 +282,9 @@ func TestFaults(t *testing.T) {
 func work(ctx context.Context, s *store.Store, seed uint64, want map[backend.Key][]byte) error {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	var last backend.Key
-	for i := range 8 {
+	for i := range 6 {
 		data := fmt.Appendf(nil, "%d-%d ", seed, i)
-		data = append(data, bytes.Repeat([]byte{byte(i)}, rng.IntN(3<<20))...)
+		data = append(data, bytes.Repeat([]byte{byte(i)}, rng.IntN(1<<20))...)
 		k := backend.Key{Kind: backend.Packs, ID: backup.Hash(data)}
 		if err := s.Put(ctx, k, data); err != nil {
 			return err
