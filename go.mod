@@ -33,7 +33,7 @@ require (
 	github.com/bahlo/generic-list-go v0.2.0 // indirect
 	github.com/bmatcuk/doublestar/v4 v4.10.4
 	github.com/buger/jsonparser v1.1.2 // indirect
-	github.com/geoffgarside/ber v1.1.0
+	github.com/geoffgarside/ber v1.1.0 // indirect
 	github.com/goccy/go-yaml v1.19.2
 	github.com/hanwen/go-fuse/v2 v2.11.0
 	github.com/hirochachacha/go-smb2 v1.1.0
