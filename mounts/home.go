@@ -272,8 +272,8 @@ func (h *Home) do(ctx context.Context, step HomeStep, f HomeFacts) error {
 	return nil
 }
 
-// probeLimit bounds the question whether the server is there.
-const probeLimit = 8 * time.Second
+// homeProbeLimit bounds the question whether the server is there.
+const homeProbeLimit = 8 * time.Second
 
 func (h *Home) facts(ctx context.Context) (HomeFacts, error) {
 	table, err := readTable("/proc/self/mountinfo")
@@ -284,7 +284,7 @@ func (h *Home) facts(ctx context.Context) (HomeFacts, error) {
 	f := HomeFacts{Wish: h.wish, Never: h.cfg.SwitchNever, Starting: time.Since(h.start) < h.cfg.Wait}
 	h.mu.Unlock()
 	f.Top = h.top(table)
-	pctx, cancel := context.WithTimeout(ctx, probeLimit)
+	pctx, cancel := context.WithTimeout(ctx, homeProbeLimit)
 	defer cancel()
 	if f.Probe = h.cfg.Share.Probe(pctx); f.Probe != nil && ctx.Err() != nil {
 		return f, ctx.Err()

@@ -98,7 +98,7 @@ func (h homeTree) holders(proc string, self int) (hs []HomeHolder, blind bool, e
 		if len(places) == 0 {
 			continue
 		}
-		if used := uses(dir, places); used != "" {
+		if used := homeUses(dir, places); used != "" {
 			comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
 			name := strings.Map(func(r rune) rune {
 				if r < 0x20 || r == 0x7f {
@@ -117,8 +117,8 @@ func kernelThread(dir string) bool {
 	return err == nil && len(b) == 0
 }
 
-// uses returns a path below one of places that a program uses, or "".
-func uses(dir string, places []string) string {
+// homeUses returns a path below one of places that a program uses, or "".
+func homeUses(dir string, places []string) string {
 	match := func(link string) string {
 		to, err := os.Readlink(link)
 		if err != nil {

@@ -120,14 +120,14 @@ func (h *Home) uncover(lazy bool) error {
 	for _, m := range slices.Backward(table) {
 		if m.Mountpoint != h.cfg.Path && under(m.Mountpoint, h.cfg.Path) && h.isLocalPath(m.Mountpoint) {
 			if err := unix.Unmount(m.Mountpoint, flags); err != nil {
-				return inUse(m.Mountpoint, err)
+				return homeInUse(m.Mountpoint, err)
 			}
 		}
 	}
 	if h.user != nil {
 		err := h.user.Unmount(lazy)
 		if errors.Is(err, unix.EBUSY) {
-			return inUse(h.cfg.Path, err)
+			return homeInUse(h.cfg.Path, err)
 		}
 		h.user = nil
 		return err
@@ -136,7 +136,7 @@ func (h *Home) uncover(lazy bool) error {
 		return nil
 	}
 	if err := unix.Unmount(h.cfg.Path, flags); err != nil {
-		return inUse(h.cfg.Path, err)
+		return homeInUse(h.cfg.Path, err)
 	}
 	return nil
 }
@@ -146,7 +146,7 @@ func (h *Home) isLocalPath(at string) bool {
 	return err == nil && slices.Contains(h.cfg.LocalPaths, rel)
 }
 
-func inUse(at string, err error) error {
+func homeInUse(at string, err error) error {
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("unmount %s: %w: %w", at, ErrHomeInUse, err)
 	}
