@@ -317,13 +317,19 @@ func TestSleepEndsALock(t *testing.T) {
 		err := r.WithLock(t.Context(), false, func(ctx context.Context) error {
 			time.Sleep(time.Hour)
 			asleep.Add(int64(10 * time.Minute)) // shorter: it is renewed
-			time.Sleep(time.Minute)
+			time.Sleep(time.Minute + time.Second) // between two looks at the lock
 			if ctx.Err() != nil {
 				t.Errorf("stopped after a nap: %v", context.Cause(ctx))
 			}
 			asleep.Add(int64(2 * time.Hour))
 			if _, err := r.SaveSnapshot(ctx, &backup.Snapshot{Tree: &tree}); !errors.Is(err, repo.ErrLockLost) {
 				t.Errorf("a snapshot right after waking up: %v", err)
+			}
+			if err := r.RemovePacks(ctx, []backup.ID{tree}); !errors.Is(err, repo.ErrLockLost) {
+				t.Errorf("removing a pack right after waking up: %v", err)
+			}
+			if err := r.RemoveSnapshot(ctx, tree); !errors.Is(err, repo.ErrLockLost) {
+				t.Errorf("removing a snapshot right after waking up: %v", err)
 			}
 			woke := time.Now()
 			<-ctx.Done()

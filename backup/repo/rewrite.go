@@ -188,7 +188,8 @@ func (w *indexRewrite) flush(ctx context.Context) error {
 }
 
 // deleteAll deletes objects, several at once; those that are gone already are
-// no error. done, if not nil, is called for each, from several goroutines.
+// no error. It stops with ErrLockLost once the lock that ctx stands for has
+// grown too old. done, if not nil, is called for each, from several goroutines.
 func (r *Repo) deleteAll(ctx context.Context, kind backend.Kind, ids []backup.ID, done func(backup.ID)) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
@@ -197,6 +198,9 @@ func (r *Repo) deleteAll(ctx context.Context, kind backend.Kind, ids []backup.ID
 			break
 		}
 		g.Go(func() error {
+			if err := r.lockHeld(gctx); err != nil {
+				return err
+			}
 			if err := r.be.Delete(gctx, backend.Key{Kind: kind, ID: id}); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
