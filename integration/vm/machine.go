@@ -55,7 +55,7 @@ var sambaModules = []string{
 // time; they run one after another.
 type Machine struct {
 	mu      sync.Mutex
-	dir     string
+	logs    []*os.File // what qemu and the guest's kernel said; without a name
 	qemu    *exec.Cmd
 	qmp     *monitor
 	shell   net.Conn
@@ -82,7 +82,10 @@ func Start(ctx context.Context, cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Machine{dir: dir, kernel: kernel, plugged: map[string]Drive{}}
+	// Nothing needs the folder once the guest runs: so nothing is left of it
+	// even when this process is killed then.
+	defer os.RemoveAll(dir)
+	m := &Machine{kernel: kernel, plugged: map[string]Drive{}}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("start the VM: %w%s", err, m.console())
@@ -105,6 +108,13 @@ func Start(ctx context.Context, cfg Config) (_ *Machine, err error) {
 	defer shellEnd.Close()
 	m.shell = shellConn
 
+	for _, name := range []string{"qemu", "console"} {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			return nil, errors.Join(err, monitorConn.Close())
+		}
+		m.logs = append(m.logs, f)
+	}
 	memory := cfg.Memory
 	if memory == 0 {
 		memory = 512
@@ -124,16 +134,10 @@ func Start(ctx context.Context, cfg Config) (_ *Machine, err error) {
 		"-serial", "file:"+filepath.Join(dir, "console"),
 		"-chardev", "socket,id=shell,fd=4", "-serial", "chardev:shell",
 		"-device", "qemu-xhci,id=xhci,p2=15,p3=15",
-		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
-		"-device", "virtio-rng-pci")
+		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=")
 	m.qemu.ExtraFiles = []*os.File{monitorEnd, shellEnd}
 	m.qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stderr, err := os.Create(filepath.Join(dir, "qemu"))
-	if err != nil {
-		return nil, errors.Join(err, monitorConn.Close())
-	}
-	defer stderr.Close()
-	m.qemu.Stderr = stderr
+	m.qemu.Stderr = m.logs[0]
 	if err := m.qemu.Start(); err != nil {
 		m.qemu = nil
 		return nil, errors.Join(err, monitorConn.Close())
@@ -201,7 +205,7 @@ func (m *Machine) Close() error {
 	return nil
 }
 
-// kill ends qemu and removes the machine's files.
+// kill ends qemu.
 func (m *Machine) kill() {
 	if m.qmp != nil {
 		m.qmp.conn.Close()
@@ -214,19 +218,22 @@ func (m *Machine) kill() {
 		m.qemu.Wait() // its status says only that it was killed
 		m.qemu = nil
 	}
-	os.RemoveAll(m.dir)
+	for _, f := range m.logs {
+		f.Close()
+	}
+	m.logs = nil
 }
 
 // console returns the end of what the kernel and qemu said, for errors.
 func (m *Machine) console() string {
 	var b strings.Builder
-	for _, name := range []string{"qemu", "console"} {
-		data, err := os.ReadFile(filepath.Join(m.dir, name))
+	for _, f := range m.logs {
+		data, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<24))
 		data = bytes.TrimSpace(data)
 		if err != nil || len(data) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "\n--- %s:\n%s", name, data[max(0, len(data)-2000):])
+		fmt.Fprintf(&b, "\n--- %s:\n%s", filepath.Base(f.Name()), data[max(0, len(data)-2000):])
 	}
 	return b.String()
 }

@@ -40,7 +40,7 @@ func newRig(t *testing.T) *rig {
 	}
 	cfg := Config{Files: map[string]string{"/usr/bin/guest": guest}}
 	if *soak > 1 {
-		cfg.OnDemand = []string{"xfs", "btrfs", "f2fs", "isofs", "udf"}
+		cfg.OnDemand = moreModules
 	}
 	start := time.Now()
 	m, err := Start(t.Context(), cfg)
