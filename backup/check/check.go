@@ -33,7 +33,7 @@ type Options struct {
 const (
 	maxProblems  = 10_000
 	maxListed    = 200_000 // files, of all problems
-	maxVisits    = 500_000 // folders looked into for them
+	maxVisits    = 100_000 // folders looked into for them
 	defaultFiles = 100
 	maxPath      = 1 << 16
 )

@@ -455,9 +455,13 @@ func TestManyPaths(t *testing.T) {
 	must(t, err)
 	r := opened(t, be)
 	below := backup.Hash([]byte("lost"))
+	var trees []string
 	for range 64 {
-		below = saveRaw(t, r, fmt.Sprintf(`{"nodes":[{"name":"a","type":"dir","subtree":%q},{"name":"b","type":"dir","subtree":%q}]}`, below, below))[0]
+		text := fmt.Sprintf(`{"nodes":[{"name":"a","type":"dir","subtree":%q},{"name":"b","type":"dir","subtree":%q}]}`, below, below)
+		trees = append(trees, text)
+		below = backup.Hash([]byte(text))
 	}
+	saveRaw(t, r, trees...)
 	_, err = r.SaveSnapshot(t.Context(), &backup.Snapshot{Time: time.Now(), Tree: &below, Paths: []string{"/x"}})
 	must(t, err)
 	all := run(t, open(t, be), check.Options{})

@@ -18,6 +18,9 @@ func InitVersion(ctx context.Context, be backend.Backend, password string, kdf c
 	return initWith(ctx, be, password, kdf, Options{}, Config{Version: version, ID: backup.Hash(nil).String(), Polynomial: 0x3DA3358B4DC173})
 }
 
+// AddPack makes blobs of a pack known to an index.
+func AddPack(x *Index, pack backup.ID, blobs []PackedBlob) { x.add(pack, blobs) }
+
 // Hostname returns the name that locks made here carry.
 func Hostname(t *testing.T) string {
 	host, err := os.Hostname()

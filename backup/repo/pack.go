@@ -412,7 +412,7 @@ func (r *Repo) ReadBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob
 // readBlobs is ReadBlobs that also gives each blob as it is packed.
 func (r *Repo) readBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob, fn func(b PackedBlob, packed, plain []byte, err error) error) error {
 	var scratch []byte
-	return r.readSealed(ctx, pack, blobs, func(b PackedBlob, sealed []byte, err error) error {
+	return r.readSealed(ctx, pack, blobs, maxRead, func(b PackedBlob, sealed []byte, err error) error {
 		var packed, plain []byte
 		if err == nil {
 			if b.Compressed() && cap(scratch) < int(b.Plain) {
@@ -426,8 +426,9 @@ func (r *Repo) readBlobs(ctx context.Context, pack backup.ID, blobs []PackedBlob
 	})
 }
 
-// readSealed is ReadBlobs without opening the blobs. fn may change sealed.
-func (r *Repo) readSealed(ctx context.Context, pack backup.ID, blobs []PackedBlob, fn func(b PackedBlob, sealed []byte, err error) error) error {
+// readSealed is ReadBlobs without opening the blobs. One read gets up to limit
+// bytes, or one blob. fn may change sealed.
+func (r *Repo) readSealed(ctx context.Context, pack backup.ID, blobs []PackedBlob, limit uint64, fn func(b PackedBlob, sealed []byte, err error) error) error {
 	k := backend.Key{Kind: backend.Packs, ID: pack}
 	for len(blobs) > 0 {
 		start := uint64(blobs[0].Offset)
@@ -435,7 +436,7 @@ func (r *Repo) readSealed(ctx context.Context, pack backup.ID, blobs []PackedBlo
 		n := 1
 		for n < len(blobs) {
 			off := uint64(blobs[n].Offset)
-			if next := off + uint64(blobs[n].Length); off < end || off-end > maxGap || next-start > maxRead {
+			if next := off + uint64(blobs[n].Length); off < end || off-end > maxGap || next-start > limit {
 				break
 			} else {
 				end = next
@@ -449,7 +450,7 @@ func (r *Repo) readSealed(ctx context.Context, pack backup.ID, blobs []PackedBlo
 		if err != nil && n > 1 {
 			// The pack may be cut in the middle: save what is before it.
 			for i := range n {
-				if err := r.readSealed(ctx, pack, blobs[i:i+1], fn); err != nil {
+				if err := r.readSealed(ctx, pack, blobs[i:i+1], limit, fn); err != nil {
 					return err
 				}
 			}

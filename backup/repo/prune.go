@@ -603,7 +603,7 @@ func (e *pruning) repack(ctx context.Context, packs []Repack) error {
 func (e *pruning) move(ctx context.Context, w *Writer, p Repack) error {
 	blobs := e.index.kept(p.ID, e.keep)
 	var copied, scratch []byte
-	return e.r.readSealed(ctx, p.ID, blobs, func(b PackedBlob, sealed []byte, err error) error {
+	return e.r.readSealed(ctx, p.ID, blobs, verifyPiece, func(b PackedBlob, sealed []byte, err error) error {
 		var plain []byte
 		if err == nil {
 			copied = append(copied[:0], sealed...)

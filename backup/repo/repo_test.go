@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -718,5 +719,29 @@ func BenchmarkIndex(b *testing.B) {
 			b.Fatal("missing")
 		}
 		i++
+	}
+}
+
+// BenchmarkIndexMemory reports the memory that a loaded index of a million
+// blobs takes, in bytes a blob.
+func BenchmarkIndexMemory(b *testing.B) {
+	const packs, each = 1000, 1000
+	var before, after runtime.MemStats
+	for b.Loop() {
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		x := repo.NewIndex()
+		blobs := make([]repo.PackedBlob, each)
+		for i := range packs {
+			for k := range blobs {
+				id := backup.Hash([]byte{byte(i), byte(i >> 8), byte(k), byte(k >> 8)})
+				blobs[k] = repo.PackedBlob{Blob: backup.Blob{ID: id}, Offset: uint32(k) * 1000, Length: 1000, Plain: 2000}
+			}
+			repo.AddPack(x, backup.Hash(blobs[0].ID[:]), blobs)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/packs/each, "B/blob")
+		runtime.KeepAlive(x)
 	}
 }
