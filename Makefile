@@ -7,9 +7,12 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 # Debian packages that the tests use. A test that lacks one fails with its name.
-PACKAGES := acl attr borgbackup e2fsprogs restic rsync util-linux
+PACKAGES := acl attr borgbackup btrfs-progs busybox-static cryptsetup-bin dosfstools e2fsprogs exfatprogs fdisk fuse3 \
+	iproute2 kmod mount ntfs-3g qemu-system-x86 restic rsync samba smbclient util-linux xfsprogs xz-utils
+# More for the longer runs of the virtual machine.
+SOAK_PACKAGES := f2fs-tools genisoimage udftools
 
-.PHONY: run build test lint bench fuzz vuln packages clean
+.PHONY: run build test lint bench fuzz vuln vm-soak soak packages clean
 
 # Take a snapshot with the built-in defaults: of the volumes below
 # /service-config into /backup, or of an example tree where there are none.
@@ -40,6 +43,14 @@ fuzz:
 	    echo "== $$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
 	  done; \
 	done
+
+# Longer runs: drives in the virtual machine, bit rot.
+vm-soak: PACKAGES += $(SOAK_PACKAGES)
+vm-soak: packages
+	$(GO) test -count=1 -v -timeout 3h ./integration/vm -soak 20
+
+soak: packages
+	$(GO) test -count=1 -v -timeout 1h ./backup/check -run BitRot -rot 1000
 
 # Known faults in what we depend on; needs a network.
 vuln:

@@ -97,6 +97,7 @@ func (v *volume) saveTree(t *backup.Tree) (backup.ID, error) {
 	}
 	if !s.Known {
 		v.blobs[backup.TreeBlob].Add(1)
+		v.added.Add(uint64(s.Plain))
 		v.packed.Add(uint64(s.Stored))
 	}
 	return s.ID, nil

@@ -92,12 +92,13 @@ type Saved struct {
 	ID     backup.ID
 	Known  bool // it was there already, or is being written
 	Stored int  // bytes that it takes in a pack; 0 if known
+	Plain  int  // bytes of its plaintext
 }
 
 // Save stores a blob unless it is there already. It does not keep plain.
 func (w *Writer) Save(ctx context.Context, kind backup.BlobKind, plain []byte) (Saved, error) {
 	b := backup.Blob{Kind: kind, ID: backup.Hash(plain)}
-	s := Saved{ID: b.ID}
+	s := Saved{ID: b.ID, Plain: len(plain)}
 	if !w.claim(b) {
 		s.Known = true
 		return s, nil

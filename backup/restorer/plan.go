@@ -216,7 +216,7 @@ func (p *planner) add(e entry, n *backup.Node) uint32 {
 	e.rec = p.arena.add(p.buf)
 	p.entries = append(p.entries, e)
 	p.extra += 24 + int64(len(n.Content))*24 // the entry and its refs
-	if p.arena.size+p.extra > p.opt.MaxMemory || len(p.entries) >= none {
+	if p.arena.size+p.extra > p.opt.MaxMemory || uint64(len(p.entries)) >= none {
 		p.err = ErrTooLarge
 	}
 	return uint32(len(p.entries) - 1)

@@ -319,7 +319,7 @@ func (s *Store) evict(k backend.Key) error {
 	err = c.Control(func(fd uintptr) {
 		inMemory := fmt.Errorf("the file system keeps the file in memory: %w", errors.ErrUnsupported)
 		var st unix.Statfs_t
-		if fdErr = unix.Fstatfs(int(fd), &st); fdErr == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC) {
+		if fdErr = unix.Fstatfs(int(fd), &st); fdErr == nil && (uint32(st.Type) == unix.TMPFS_MAGIC || uint32(st.Type) == unix.RAMFS_MAGIC) {
 			fdErr = inMemory
 		}
 		if fdErr != nil {
