@@ -43,7 +43,9 @@ func newHouse(t *testing.T) *house {
 	}
 	write(t, h.path+"/notes", []byte("local"))
 	write(t, h.onShare+"/notes", []byte("share"))
-	h.share = homeShare(t, "smb://"+s.Addr()+"/"+smbtest.RW)
+	h.share = homeShare(t, "smb://"+s.Addr()+"/"+smbtest.RW, func(o *smb.Options) {
+		o.DialTimeout, o.MetaTimeout, o.DataTimeout = 2*time.Second, 3*time.Second, 3*time.Second
+	})
 	var mu sync.Mutex
 	var modes []mounts.HomeMode
 	h.changes = func() []mounts.HomeMode {
@@ -70,16 +72,17 @@ func newHouse(t *testing.T) *house {
 	return h
 }
 
-func homeShare(t *testing.T, address string) *smbfs.HomeShare {
+func homeShare(t *testing.T, address string, change func(*smb.Options)) *smbfs.HomeShare {
 	t.Helper()
 	at, err := smb.ParseLocation(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	hs, err := smbfs.NewHomeShare(at, smb.Options{
-		Credentials: smb.Credentials{Username: smbtest.User, Password: smbtest.Password},
-		DialTimeout: 2 * time.Second, MetaTimeout: 3 * time.Second, DataTimeout: 3 * time.Second,
-	}, smbfs.Options{})
+	o := smb.Options{Credentials: smb.Credentials{Username: smbtest.User, Password: smbtest.Password}}
+	if change != nil {
+		change(&o)
+	}
+	hs, err := smbfs.NewHomeShare(at, o, smbfs.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +281,7 @@ func TestHomeProbeTells(t *testing.T) {
 		"//" + s.Addr() + "/" + smbtest.RW + "/none": "file does not exist",
 		"//" + s.Addr() + "/" + smbtest.RO:           "read-only",
 	} {
-		err := homeShare(t, address).Probe(t.Context())
+		err := homeShare(t, address, nil).Probe(t.Context())
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want it to say %q", address, err, want)
 		}
@@ -287,7 +290,7 @@ func TestHomeProbeTells(t *testing.T) {
 
 func TestHomeKernelOptions(t *testing.T) {
 	s := smbtest.Start(t)
-	hs := homeShare(t, "//"+s.Addr()+"/"+smbtest.RW+"/some/folder")
+	hs := homeShare(t, "//"+s.Addr()+"/"+smbtest.RW+"/some/folder", nil)
 	o, err := hs.Kernel(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -360,7 +363,7 @@ func TestHelperMount(t *testing.T) {
 	if !ok {
 		return
 	}
-	m, err := homeShare(t, source).User(t.Context(), filepath.Clean(at))
+	m, err := homeShare(t, source, nil).User(t.Context(), filepath.Clean(at))
 	if err != nil {
 		t.Fatal(err)
 	}
