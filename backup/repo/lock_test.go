@@ -316,7 +316,7 @@ func TestSleepEndsALock(t *testing.T) {
 		tree := backup.Hash(nil)
 		err := r.WithLock(t.Context(), false, func(ctx context.Context) error {
 			time.Sleep(time.Hour)
-			asleep.Add(int64(10 * time.Minute)) // shorter: it is renewed
+			asleep.Add(int64(10 * time.Minute))   // shorter: it is renewed
 			time.Sleep(time.Minute + time.Second) // between two looks at the lock
 			if ctx.Err() != nil {
 				t.Errorf("stopped after a nap: %v", context.Cause(ctx))
