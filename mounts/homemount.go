@@ -174,6 +174,12 @@ func (h *Home) prove(ctx context.Context, local fs.FileInfo) error {
 	if err != nil || !os.SameFile(local, second) {
 		return fmt.Errorf("the local home no longer shows at %s", h.cfg.Local)
 	}
+	if h.user != nil {
+		// Probe wrote a file with the same client a moment ago. We must not
+		// use the mount itself: a process that is killed while it waits for
+		// its own file system hangs for good, and the mount with it.
+		return nil
+	}
 	// A file system that hangs must not hang us: the probe is left behind
 	// then, and ends when the kernel's client gives up.
 	ctx, cancel := context.WithTimeout(ctx, verifyLimit)

@@ -33,6 +33,7 @@ import (
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/iot49/ide49-backup/mounts"
@@ -144,12 +145,15 @@ func New(sh *smb.Share, dir, at string, opt Options) (*Mount, error) {
 // readAhead lets the kernel read further ahead than the 128 KiB that it allows
 // file systems in user space, so that several requests are under way. Where
 // /sys can't be written to, reading is slower and that is all.
+//
+// It asks the mount table and not the mount: a process that is killed while it
+// waits for its own file system hangs for good, and the mount with it.
 func (m *Mount) readAhead() {
-	var st unix.Stat_t
-	if err := unix.Stat(m.at, &st); err != nil {
+	table, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(m.at))
+	if err != nil || len(table) == 0 {
 		return
 	}
-	name := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)))
+	name := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", table[0].Major, table[0].Minor)
 	_ = os.WriteFile(name, []byte("4096"), 0)
 }
 
