@@ -292,7 +292,7 @@ func TestRepairCrashes(t *testing.T) {
 	all := objects(t, be, decay...)
 	pristine := opened(t, be)
 	crashes := 0
-	for seed := range uint64(3) {
+	for seed := range uint64(4) {
 		w := ruin(t, be, all, rand.New(rand.NewPCG(seed, 4)))
 		if len(expected(t, pristine, w)) == 0 {
 			continue

@@ -7,6 +7,7 @@
 package smbtest
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -183,13 +184,34 @@ func (s *Server) private() string { return filepath.Join(s.dir, "p") }
 
 func (s *Server) signal(sig syscall.Signal) {
 	s.t.Helper()
-	// Children such as cleanupd make process groups of their own, but no
-	// session: every process of the session is signalled.
-	for _, pid := range sessionOf(s.Pid()) {
+	for _, pid := range s.processes() {
 		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
 			s.t.Fatalf("signalling smbd: %v", err)
 		}
 	}
+}
+
+// processes returns all processes of the server, smbd's own first: those of its
+// session, since children such as cleanupd make process groups of their own,
+// and the RPC daemons, which make sessions of their own too but carry the path
+// of this server's configuration.
+func (s *Server) processes() []int {
+	pids := sessionOf(s.Pid())
+	return append(pids, s.daemons()...)
+}
+
+// daemons returns the server's processes outside its session.
+func (s *Server) daemons() []int {
+	var pids []int
+	mark := []byte("--configfile=" + s.conf + "\x00")
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range lines {
+		if text, err := os.ReadFile(name); err == nil && bytes.Contains(text, mark) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name))) // the pattern says digits
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // sessionOf returns the processes of a session, the leader included.
@@ -217,13 +239,14 @@ func (s *Server) stop() {
 	if s.cmd == nil {
 		return
 	}
-	for range 3 { // a child may fork while we look
-		for _, pid := range sessionOf(s.Pid()) {
+	for range 10 { // a child may fork while we look
+		for _, pid := range s.processes() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		if len(sessionOf(s.Pid())) == 1 {
+		if len(sessionOf(s.Pid())) == 1 && len(s.daemons()) == 0 {
 			break
 		}
+		time.Sleep(time.Millisecond) // the kernel takes a moment to end them
 	}
 	_ = s.cmd.Wait() // "killed" is what we asked for
 	s.cmd = nil
