@@ -38,7 +38,7 @@ const (
 // garbage is how much the heap may grow by garbage, in per cent. Most of the
 // heap are a few large buffers that live as long as the run: the usual 100
 // would double the peak for nothing.
-const garbage = 20
+const garbage = 10
 
 func main() {
 	if os.Getenv("GOGC") == "" {
