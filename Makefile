@@ -6,9 +6,10 @@ BIN   := bin/ide49-backup
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-# Debian packages that the tests use. A test that lacks one fails with its name.
+# Debian packages that the tests use, a C compiler for the race detector among
+# them. A test that lacks one fails with its name.
 PACKAGES := acl attr borgbackup btrfs-progs busybox-static cryptsetup-bin dosfstools e2fsprogs exfatprogs fdisk fuse3 \
-	iproute2 kmod mount ntfs-3g qemu-system-x86 restic rsync samba smbclient util-linux xfsprogs xz-utils
+	gcc git iproute2 kmod libc6-dev mount ntfs-3g qemu-system-x86 restic rsync samba smbclient util-linux xfsprogs xz-utils
 # More for the longer runs of the virtual machine.
 SOAK_PACKAGES := f2fs-tools genisoimage udftools
 

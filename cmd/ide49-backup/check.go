@@ -45,15 +45,7 @@ last one ended, so that twenty of them read everything. Nothing is changed.`,
 			if f.drill < 0 {
 				return usagef("--drill %d: give a number of files", f.drill)
 			}
-			cfg, err := a.config()
-			if err != nil {
-				return err
-			}
-			p, err := a.place(cfg, a.repoName)
-			if err != nil {
-				return err
-			}
-			return a.withRepository(cmd.Context(), p, access{}, func(ctx context.Context, s *session) error {
+			return a.withConfigured(cmd.Context(), access{}, func(ctx context.Context, s *session) error {
 				if err := a.check(ctx, s, f); err != nil || f.drill == 0 {
 					return err
 				}

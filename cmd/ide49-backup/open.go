@@ -148,6 +148,20 @@ type session struct {
 	unread    error
 }
 
+// withConfigured is withRepository for the repository that --repo names, or the
+// only one of the configuration.
+func (a *app) withConfigured(ctx context.Context, acc access, fn func(ctx context.Context, s *session) error) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	p, err := a.place(cfg, a.repoName)
+	if err != nil {
+		return err
+	}
+	return a.withRepository(ctx, p, acc, fn)
+}
+
 // withRepository opens a repository, locks it, lists its snapshots and runs fn.
 func (a *app) withRepository(ctx context.Context, p place, acc access, fn func(ctx context.Context, s *session) error) (err error) {
 	be, err := p.store(acc.readOnly && acc.brief)

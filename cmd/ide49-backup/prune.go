@@ -41,15 +41,7 @@ On a full disk use --max-repack 0: nothing is rewritten then.`,
 			if f.options.MaxRepack, err = parseAmount(f.maxRepack); err != nil {
 				return usagef("--max-repack: %w", err)
 			}
-			cfg, err := a.config()
-			if err != nil {
-				return err
-			}
-			p, err := a.place(cfg, a.repoName)
-			if err != nil {
-				return err
-			}
-			return a.withRepository(cmd.Context(), p, access{alone: true}, func(ctx context.Context, s *session) error {
+			return a.withConfigured(cmd.Context(), access{alone: true}, func(ctx context.Context, s *session) error {
 				return a.prune(ctx, s, f)
 			})
 		},

@@ -52,15 +52,7 @@ func (a *app) repairVerb(use, short string, flags func(*cobra.Command, *repairFl
 		Args:              positional(args),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := a.config()
-			if err != nil {
-				return err
-			}
-			p, err := a.place(cfg, a.repoName)
-			if err != nil {
-				return err
-			}
-			return a.withRepository(cmd.Context(), p, access{alone: true}, func(ctx context.Context, s *session) error {
+			return a.withConfigured(cmd.Context(), access{alone: true}, func(ctx context.Context, s *session) error {
 				if err := do(ctx, s, f, args); err != nil {
 					return fmt.Errorf("repair %s: %w", s.place, err)
 				}

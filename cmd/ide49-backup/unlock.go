@@ -50,15 +50,7 @@ lost: use it only if you know that nobody does.`,
 
 // onRepository runs fn on the repository that the flags name.
 func (a *app) onRepository(ctx context.Context, acc access, fn func(ctx context.Context, s *session) error) error {
-	cfg, err := a.config()
-	if err != nil {
-		return err
-	}
-	p, err := a.place(cfg, a.repoName)
-	if err != nil {
-		return err
-	}
-	return a.withRepository(ctx, p, acc, fn)
+	return a.withConfigured(ctx, acc, fn)
 }
 
 type lockLine struct {
